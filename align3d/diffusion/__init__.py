@@ -1,0 +1,1 @@
+"""Pure functions of diffusion: schedule, transition, sampler, guidance."""

@@ -1,0 +1,5 @@
+"""Alignment algorithms, one file each."""
+
+METHODS = {
+    "nabla": "align3d.methods.nabla:Nabla",
+}

@@ -1,0 +1,35 @@
+"""Names to objects: each folder of parts has one visible table, and anything else is a dotted path."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def load(table: Mapping[str, str], name: str, kind: str = "name") -> Any:
+    """The object that `name` stands for.
+
+    Args:
+        table: Known names, each with its "package.module:attribute".
+        name: A key of the table, or a "package.module:attribute" of the caller's own.
+        kind: What the table holds ("reward", "model", ...); named in the error.
+
+    Returns:
+        The attribute, imported.
+
+    Raises:
+        ValueError: If the name is neither in the table nor an importable path.
+    """
+    path = table.get(name, name)
+    if ":" not in path:
+        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}, or give package.module:attribute")
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{kind} {name!r} needs the module {error.name!r}, which is not installed") from error
+    except AttributeError as error:
+        raise ValueError(f"{kind} {name!r}: module {module!r} has no attribute {attribute!r}") from error

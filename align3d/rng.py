@@ -1,0 +1,72 @@
+"""Randomness as an argument: every draw is a function of seed, step, purpose and sample, and of nothing else.
+
+Sample i of a step gets the same noise, prompt and camera whatever the batch split, the number of processes or the
+device: draws are made on the CPU, one generator per sample and purpose, and moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def stream(*key: int | str) -> torch.Generator:
+    """A CPU generator that depends on the key alone.
+
+    Args:
+        *key: Seed, step, purpose, sample, in any agreed order; integers and strings.
+
+    Returns:
+        A new generator, the same for the same key on every machine and in every process.
+    """
+    import torch
+
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The randomness of one batch: a key for each of its samples, and one that they share."""
+
+    shared: tuple[int | str, ...]  # (seed, step): the same on every process
+    keys: tuple[tuple[int | str, ...], ...]  # one per row of the batch
+
+    @classmethod
+    def batch(cls, seed: int, step: int, first: int, size: int) -> Streams:
+        """The streams of samples first .. first + size - 1 of a step; `first` is rank * batch size."""
+        return cls((seed, step), tuple((seed, step, first + i) for i in range(size)))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def common(self, purpose: str) -> torch.Generator:
+        """A generator for a choice that all samples and processes share."""
+        return stream(*self.shared, purpose)
+
+    def each(self, purpose: str) -> list[torch.Generator]:
+        """One generator per row."""
+        return [stream(*key, purpose) for key in self.keys]
+
+    def normal(self, purpose: str, shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
+        """Standard normal noise (B, *shape), on the device and in the type of `like` (CPU float32 without)."""
+        import torch
+
+        noise = torch.stack([torch.randn(shape, generator=g) for g in self.each(purpose)])
+        return noise if like is None else noise.to(like)
+
+    def uniform(self, purpose: str, shape: tuple[int, ...] = (), like: Tensor | None = None) -> Tensor:
+        """Uniform draws in [0, 1), (B, *shape), on the device and in the type of `like` (CPU float32 without)."""
+        import torch
+
+        draw = torch.stack([torch.rand(shape, generator=g) for g in self.each(purpose)])
+        return draw if like is None else draw.to(like)
+
+    def repeat(self, times: int) -> Streams:
+        """Streams for `times` copies of the batch, copy-major, all different."""
+        return Streams(self.shared, tuple((*key, "copy", j) for j in range(times) for key in self.keys))
