@@ -25,7 +25,8 @@ def load(table: Mapping[str, str], name: str, kind: str = "name") -> Any:
     """
     path = table.get(name, name)
     if ":" not in path:
-        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}, or give package.module:attribute")
+        known = ", ".join(sorted(table))
+        raise ValueError(f"unknown {kind} {name!r}; known: {known}, or give package.module:attribute")
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

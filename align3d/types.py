@@ -40,7 +40,7 @@ class Views:
     rgb: Float[Tensor, "B V 3 H W"] | None = None  # in [0, 1], composited on the background
     alpha: Float[Tensor, "B V 1 H W"] | None = None  # in [0, 1]
     depth: Float[Tensor, "B V 1 H W"] | None = None  # expected camera z over what is hit; 0 where nothing is
-    median_depth: Float[Tensor, "B V 1 H W"] | None = None  # camera z where half of the light is gone; 0 where nothing is
+    median_depth: Float[Tensor, "B V 1 H W"] | None = None  # camera z where half of the light is gone
     normal: Float[Tensor, "B V 3 H W"] | None = None  # unit, world frame, facing the camera; 0 where nothing is
 
     def require(self, *names: str, by: str) -> None:
