@@ -1,0 +1,85 @@
+"""Ancestral sampling with any base model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from align3d.diffusion.transition import ddim
+from align3d.types import BaseModel, Rollout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from align3d.rng import Streams
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or an infinity, with the prompt and the place it came from."""
+
+
+def require_finite(value: Float[Tensor, "B ..."], prompts: Sequence[str], what: str, where: str) -> None:
+    """Check that every row is finite.
+
+    Args:
+        value: One row per prompt.
+        prompts: B prompts.
+        what: What the rows are, as in "non-finite WHAT for prompt ...".
+        where: The place, as in "at step 3".
+
+    Raises:
+        NonFiniteError: If a row is not; names the first one's prompt.
+    """
+    good = torch.isfinite(value).reshape(len(prompts), -1).all(1)
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0])
+        raise NonFiniteError(f"non-finite {what} for prompt {prompts[row]!r} {where}")
+
+
+def rollout(
+    model: BaseModel,
+    prompts: Sequence[str],
+    times: Float[Tensor, "T"],
+    rng: Streams,
+    eta: float = 1.0,
+    keep: bool = True,
+) -> Rollout:
+    """Sample from noise to data in K = T - 1 steps of DDIM.
+
+    Args:
+        model: Gives the schedule, the latents' shape and the predictions.
+        prompts: B texts.
+        times: Descending, usually from 1 to 0; its device and type are those of the latents.
+        rng: One stream per prompt; draws are named "noise" (the start) and "step0", "step1", ...
+        eta: 0 is deterministic, 1 is ancestral.
+        keep: Whether to keep all states; otherwise the rollout holds the last step only, as if K were 1.
+
+    Returns:
+        States and predictions; x[:, -1] is the sample.
+
+    Raises:
+        ValueError: If prompts, times and rng do not fit together.
+        NonFiniteError: If a prediction is not finite; names prompt and step.
+
+    Gradient: as the caller wishes; under grad mode the whole chain is differentiable.
+    """
+    if not len(prompts) or len(prompts) != len(rng):
+        raise ValueError(f"rollout needs prompts and one stream for each, got {len(prompts)} and {len(rng)}")
+    if times.numel() < 2 or bool((times[1:] >= times[:-1]).any()):
+        raise ValueError(f"times must be at least two and descend, got {times.tolist()}")
+    cond = model.encode(prompts)
+    x = rng.normal("noise", tuple(model.latent_shape), like=times)
+    states, predictions = [x], []
+    for k in range(len(times) - 1):
+        t, s = times[k].expand(len(prompts)), times[k + 1].expand(len(prompts))
+        eps = model.predict(x, t, cond).to(x.dtype)
+        require_finite(eps, prompts, "prediction", f"at step {k}")
+        x = ddim(model.schedule, x, eps, t, s, eta).sample(rng.normal(f"step{k}", tuple(model.latent_shape), like=x))
+        states, predictions = [*states, x], [*predictions, eps]
+        if not keep:
+            states, predictions = states[-2:], predictions[-1:]
+    return Rollout(prompts, cond, times[-len(states) :], torch.stack(states, 1), torch.stack(predictions, 1))

@@ -1,0 +1,307 @@
+"""Nabla-R2D3: align a diffusion model with the gradient of a reward, without losing the model (arXiv 2506.15684).
+
+Residual nabla-DB of nabla-GFlowNet (arXiv 2412.07775), forward loss only: one reverse step of the tuned model theta
+should differ in score from the reference's by the gradient of the reward,
+
+    grad log p_theta(x_s | x_t) - grad log p_ref(x_s | x_t) = g,    g = beta * gamma_s * dR(decode(x0_hat(x_s))) / dx_s.
+
+Both scores share x_t and x_s, so the left side is -k (eps_theta - eps_ref) (diffusion/transition.py, score_scale) and
+the loss of a transition is mean (k (eps_theta - eps_ref) + g)^2: eps_theta is pulled to eps_ref - g / k and no further.
+
+Against the public code: x0_hat uses the noise level of x_s itself (there: one step too clean); any batch size and
+number of steps; the last transition scores x_0 itself; the weight k^2 can be balanced. Left out, as there: the learned
+correction of the gradient and the reverse loss of nabla-GFlowNet.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from align3d.rng import Streams
+from align3d.types import BaseModel, Rollout, Score, StepLoss
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+CALIBRATION_ROLLOUTS = 2  # of the batch that `prepare` is given: 64 reward gradients at the defaults and batch 8
+
+
+@dataclass(frozen=True)
+class Nabla:
+    """Nabla-R2D3: regress each denoising step to the reference's, shifted by the reward's gradient."""
+
+    needs_gradient: ClassVar[bool] = True
+
+    beta: float | None = None  # strength of the reward, in 1 / reward; None: measured before step 0 so that rho holds
+    rho: float = 0.6  # with beta None: mean size of the asked-for change of the prediction, relative to the prediction
+    weight: Literal["balanced", "paper"] = "balanced"  # of a transition: min(k^2, weight_max), or k^2 (1.4^2 to 1760^2)
+    weight_max: float = 4.0  # largest weight of a transition if balanced; above about 100 the last steps dominate
+    transitions: int = 4  # trained per rollout: one from each of n - 1 equal parts of it, and the last; at least 2
+    jacobian: bool = False  # whether the reward's gradient goes through the network as well: exact, one pass dearer
+    attenuation: Literal["alpha_bar", "sqrt_alpha_bar", "none"] = "alpha_bar"  # factor on the gradient at noisy states
+    drift: float = 1.0  # weight of the squared change of predictions since sampling; acts if inner_epochs > 1
+    inner_epochs: int = 1  # passes over a rollout, each with newly drawn transitions and an optimiser step after it
+    max_norm: float | None = None  # largest L2 norm of an object's reward gradient, beta included; None: no limit
+    eta: float = 1.0  # noise of the sampler, in (0, 1]: 1 is ancestral sampling, as published
+    chunk: int = 0  # transitions per graph, to save memory: gradients add up to the same; 0: all at once
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "rho", "weight_max", "max_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"nabla: {name} must be positive and finite, got {value}")
+        if self.weight not in ("balanced", "paper"):
+            raise ValueError(f"nabla: weight must be balanced or paper, got {self.weight!r}")
+        if self.attenuation not in ("alpha_bar", "sqrt_alpha_bar", "none"):
+            raise ValueError(f"nabla: attenuation must be alpha_bar, sqrt_alpha_bar or none, got {self.attenuation!r}")
+        if self.transitions < 2:  # the last one is always in, and alone it moves nothing (k = 1760, g / k = 0)
+            raise ValueError(f"nabla: transitions must be at least 2, got {self.transitions}")
+        if self.inner_epochs < 1 or self.chunk < 0 or not 0 <= self.drift < math.inf:
+            raise ValueError(
+                f"nabla: inner_epochs must be at least 1, chunk and drift at least 0 and finite, "
+                f"got {self.inner_epochs}, {self.chunk} and {self.drift}"
+            )
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"nabla: eta must be above 0 and at most 1, got {self.eta}: steps must have a score")
+
+    def losses(
+        self, model: BaseModel, score: Score, times: Float[Tensor, "T"], prompts: Sequence[str], rng: Streams
+    ) -> Iterator[StepLoss]:
+        """Losses of one rollout, on policy: sample, choose transitions, regress.
+
+        Args:
+            model: The generator; trained through its adapter.
+            score: Scene to reward, differentiable.
+            times: T = K + 1 times of the sampler, descending to 0; K is at least 1.
+            prompts: B texts.
+            rng: One stream per prompt.
+
+        Yields:
+            One loss per chunk of transitions; their sum is the mean over transitions, samples and latents, so that
+            batches may be split or joined. The last of each pass carries the metrics and asks for the update.
+
+        Raises:
+            ValueError: If beta is not set, or the score has no gradient or the wrong shape.
+            NonFiniteError: If a prediction, reward or gradient is not finite; names the prompt.
+        """
+        import torch
+
+        from align3d.diffusion.sampler import rollout
+        from align3d.diffusion.schedule import bcast
+        from align3d.diffusion.transition import score_scale
+
+        if self.beta is None:
+            raise ValueError("nabla: beta is not set; give a number, or take the method that prepare(...) returns")
+        with torch.no_grad():
+            traj = rollout(model, prompts, times, rng, self.eta)
+
+        for epoch in range(self.inner_epochs):
+            chosen = self.choose(len(traj), rng, f"transitions{epoch}")
+            rows: list[dict[str, Tensor]] = []
+            for batch in self.batches(traj, chosen, rng, copy=epoch * len(chosen)):
+                grad, reward = self.reward_gradient(model, score, batch)
+                g = self.residual(model, batch, grad)
+                with model.reference():
+                    eps_ref = model.predict(batch.x, batch.t, model.encode(batch.prompts)).to(g.dtype)
+                eps = model.predict(batch.x, batch.t, model.encode(batch.prompts)).to(g.dtype)
+
+                k = bcast(score_scale(model.schedule, batch.t, batch.s, self.eta), eps)
+                w = self.transition_weight(k)
+                forward = (w * (eps - eps_ref + g / k) ** 2).flatten(1).mean(1)  # (k (eps - eps_ref) + g)^2 if w = k^2
+                loss = forward
+                if epoch:  # before the first update theta has not moved since sampling
+                    loss = forward + self.drift * (eps - batch.eps).square().flatten(1).mean(1)
+
+                size = eps_ref.flatten(1).norm(dim=1)
+                rows.append(
+                    {
+                        "forward": forward.detach(),
+                        "drift": (eps.detach() - eps_ref).flatten(1).norm(dim=1) / size,
+                        "pull": (g / k).flatten(1).norm(dim=1) / size,
+                        "dead": (grad.flatten(1).norm(dim=1) == 0).to(g.dtype),
+                        "reward": reward,
+                    }
+                )
+                done = sum(len(r["forward"]) for r in rows) == len(chosen) * len(prompts)
+                metrics = self.metrics(rows, len(prompts)) if done else {}
+                yield StepLoss(loss.sum() / (len(chosen) * len(prompts)), metrics, update=done)
+
+    def prepare(
+        self, model: BaseModel, score: Score, times: Float[Tensor, "T"], prompts: Sequence[str], rng: Streams
+    ) -> Nabla:
+        """The method with beta set: mean |g| / k = rho * mean |eps| on rollouts of the reference model.
+
+        A function of its arguments and not of the adapter, so a resumed run finds the same beta. Processes that train
+        together must call it with the same prompts and streams. Rounded to 4 digits, so that it can be typed in again.
+
+        Args:
+            model: The generator; used with the adapter off.
+            score: Scene to reward, differentiable.
+            times: Times of the sampler that will be trained.
+            prompts: B texts, typical of the training; 8 or more.
+            rng: One stream per prompt.
+
+        Returns:
+            A copy with beta in units of 1 / reward; itself if beta is set.
+
+        Raises:
+            ValueError: If the reward has no gradient on any of the samples.
+        """
+        import torch
+
+        from align3d.diffusion.sampler import rollout
+        from align3d.diffusion.transition import score_scale
+
+        if self.beta is not None:
+            return self
+        unit = replace(self, beta=1.0, max_norm=None)
+        pull, size = [], []
+        with model.reference():
+            for i in range(CALIBRATION_ROLLOUTS):
+                streams = _copies(rng, i, i + 1)
+                traj = rollout(model, prompts, times, streams, self.eta)
+                for batch in self.batches(traj, self.choose(len(traj), rng, f"calibration{i}"), streams):
+                    grad, _ = unit.reward_gradient(model, score, batch)
+                    k = score_scale(model.schedule, batch.t, batch.s, self.eta)
+                    pull.append(unit.residual(model, batch, grad).flatten(1).norm(dim=1) / k)
+                    size.append(batch.eps.flatten(1).norm(dim=1))
+        mean = float(torch.cat(pull).mean())
+        if mean == 0:
+            raise ValueError(
+                f"nabla: the reward has no gradient on any of {len(torch.cat(pull))} states of the base model, so beta "
+                f"cannot be measured; set beta, or use another reward or prompts"
+            )
+        return replace(self, beta=float(f"{self.rho * float(torch.cat(size).mean()) / mean:.4g}"))
+
+    def choose(self, steps: int, rng: Streams, purpose: str) -> list[int]:
+        """Which of the transitions 0 .. steps - 1 to train, ascending; the same for all samples and processes.
+
+        The last one, and one from each of n - 1 equal parts of the others; all of them if there are no more than n.
+        """
+        import torch
+
+        n = min(self.transitions, steps)
+        edges = [round(i * (steps - 1) / max(n - 1, 1)) for i in range(n)]
+        generator = rng.common(purpose)
+        parts = [int(torch.randint(low, high, (), generator=generator)) for low, high in itertools.pairwise(edges)]
+        return [*parts, steps - 1]
+
+    def batches(self, traj: Rollout, chosen: Sequence[int], rng: Streams, copy: int = 0) -> Iterator[Transitions]:
+        """The chosen transitions in chunks; cameras come from copies `copy`, `copy` + 1, ... of the streams."""
+        size = self.chunk or len(chosen)
+        for i in range(0, len(chosen), size):
+            part = chosen[i : i + size]
+            yield Transitions.gather(traj, part, _copies(rng, copy + i, copy + i + len(part)))
+
+    def reward_gradient(
+        self, model: BaseModel, score: Score, batch: Transitions
+    ) -> tuple[Float[Tensor, "R *L"], Float[Tensor, "R"]]:
+        """The gradient of R(decode(x0_hat(x_s))) by x_s, and R, of every row; both detached, float32 or better."""
+        import torch
+
+        from align3d.diffusion.sampler import require_finite
+        from align3d.diffusion.schedule import x0_from_eps
+
+        inner = len(batch.eps_next)  # rows before the end of the chain; there x_s is the sample and scored as it is
+        with torch.enable_grad():
+            x = batch.x_next.to(torch.promote_types(batch.x_next.dtype, torch.float32)).detach().requires_grad_()
+            x0 = x
+            if inner:
+                eps = batch.eps_next  # what the sampler predicted at x_s, taken as a constant
+                if self.jacobian:
+                    eps = model.predict(x[:inner], batch.s[:inner], model.encode(batch.prompts[:inner])).to(x.dtype)
+                x0 = torch.cat([x0_from_eps(model.schedule, x[:inner], eps, batch.s[:inner]), x[inner:]])
+            reward = score(model.decode(x0), batch.prompts, batch.rng)
+            if reward.shape != (len(x),):
+                raise ValueError(f"nabla: the score must be of shape ({len(x)},), got {tuple(reward.shape)}")
+            require_finite(reward.detach(), batch.prompts, "reward", "in the reward gradient")
+            if not reward.requires_grad:
+                raise ValueError("nabla: the reward has no gradient; use a differentiable one")
+            (grad,) = torch.autograd.grad(reward.sum(), x)
+        require_finite(grad, batch.prompts, "reward gradient", f"at time {batch.s.unique().tolist()}")
+        return grad, reward.detach().to(grad.dtype)
+
+    def residual(self, model: BaseModel, batch: Transitions, grad: Float[Tensor, "R *L"]) -> Float[Tensor, "R *L"]:
+        """The difference of scores that is asked for: g = beta grad R, clipped per object, attenuated by gamma_s."""
+        from align3d.diffusion.schedule import bcast
+
+        assert self.beta is not None
+        g = self.beta * grad
+        if self.max_norm is not None:
+            norm = g.flatten(1).norm(dim=1)
+            g = g * bcast((self.max_norm / norm.clamp_min(1e-30)).clamp_max(1), g)
+        power = {"alpha_bar": 2, "sqrt_alpha_bar": 1, "none": 0}[self.attenuation]
+        return g * bcast(model.schedule.alpha(batch.s) ** power, g)
+
+    def transition_weight(self, k: Float[Tensor, "R *ones"]) -> Float[Tensor, "R *ones"]:
+        """The weight w of (eps_theta - eps_ref + g / k)^2."""
+        if self.weight == "balanced":
+            return (k**2).clamp_max(self.weight_max)
+        if not bool(k.isfinite().all()):
+            raise ValueError("nabla: weight 'paper' needs a schedule with noise left at time 0; use 'balanced'")
+        return k**2
+
+    def metrics(self, rows: Sequence[dict[str, Tensor]], size: int) -> dict[str, Tensor | float]:
+        """What to log, from the per-row values of one pass; `size` is the batch, whose finals are the last rows.
+
+        reward and reward_std: of the samples; loss_forward: the regression; drift: |eps_theta - eps_ref| / |eps_ref|;
+        pull: |g| / k / |eps_ref|, where drift would settle; dead: rows (samples times transitions) without gradient.
+        """
+        import torch
+
+        join = {name: torch.cat([r[name] for r in rows]) for name in rows[0]}
+        final = join["reward"][-size:]
+        return {
+            "reward": final.mean(),
+            "reward_std": final.std(correction=0),
+            "loss_forward": join["forward"].mean(),
+            "drift": join["drift"].mean(),
+            "pull": join["pull"].mean(),
+            "dead": join["dead"].sum(),
+            "beta": float(self.beta or 0),
+        }
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """R = n * B transitions x_t -> x_s of one rollout, transition-major, the end of the chain last if it is in."""
+
+    prompts: list[str]
+    x: Float[Tensor, "R *L"]
+    x_next: Float[Tensor, "R *L"]
+    eps: Float[Tensor, "R *L"]  # predicted at x while sampling
+    eps_next: Float[Tensor, "M *L"]  # predicted at x_next while sampling; the end of the chain has none
+    t: Float[Tensor, "R"]
+    s: Float[Tensor, "R"]
+    rng: Streams  # one stream per row
+
+    @classmethod
+    def gather(cls, traj: Rollout, chosen: Sequence[int], rng: Streams) -> Transitions:
+        """The transitions `chosen`, ascending, of all samples."""
+        import torch
+
+        def rows(values: Tensor, steps: Sequence[int]) -> Tensor:
+            return torch.cat([values[:, j] for j in steps]) if steps else values[:0, 0]
+
+        size, after = len(traj.prompts), [j + 1 for j in chosen]
+        return cls(
+            prompts=list(traj.prompts) * len(chosen),
+            x=rows(traj.x, chosen),
+            x_next=rows(traj.x, after),
+            eps=rows(traj.eps, chosen),
+            eps_next=rows(traj.eps, [j for j in after if j < len(traj)]),
+            t=traj.times[list(chosen)].repeat_interleave(size),
+            s=traj.times[after].repeat_interleave(size),
+            rng=rng,
+        )
+
+
+def _copies(rng: Streams, first: int, stop: int) -> Streams:
+    """Copies first .. stop - 1 of the batch's streams, copy-major: independent of how many follow."""
+    return Streams(rng.shared, rng.repeat(stop).keys[first * len(rng) :])
