@@ -1,0 +1,150 @@
+"""DiffSplat: a multi-view latent diffusion model whose views are splat maps (Lin et al. 2025).
+
+The networks are stock diffusers classes with multi-view attention; this file adapts them to the BaseModel contract.
+Latents are (B, V, C, h, w); a network sees rows (b v), object-major.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from align3d.diffusion.guidance import guide
+from align3d.diffusion.schedule import eps_from_v
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor, nn
+
+    from align3d.models.lora import Adapter
+    from align3d.models.splat_maps import SplatMaps
+    from align3d.scenes.gaussians import Gaussians
+    from align3d.types import Cameras
+
+
+@dataclass(frozen=True)
+class TextCond:
+    """Encoded prompts, one row each, and the encoded empty prompt."""
+
+    states: Float[Tensor, "B T D"]
+    keep: Float[Tensor, "B T"]  # 1 = token, 0 = padding
+    empty_states: Float[Tensor, "1 T D"]
+    empty_keep: Float[Tensor, "1 T"]
+
+
+@dataclass(eq=False)
+class DiffSplat:
+    """A DiffSplat generator behind the BaseModel contract."""
+
+    network: nn.Module  # multi-view denoiser on rows (b v)
+    codec: nn.Module  # decode(latents) -> maps (B, V, 12, H, W)
+    encode_text: Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # prompts -> states (B, T, D), keep (B, T)
+    schedule: Any
+    cameras: Cameras  # one set of V cameras, those of the maps
+    maps: SplatMaps
+    latent_shape: tuple[int, ...]
+    steps: int  # sampling steps
+    guidance: float
+    prediction: Literal["epsilon", "v"] = "v"
+    precision: torch.dtype | None = None  # of matrix products inside the network and the codec; None = their own
+    adapter: Adapter | None = None
+    plucker: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        h, w = self.latent_shape[-2:]
+        self.plucker = plucker_rays(self.cameras, h, w)
+
+    def encode(self, prompts: Sequence[str]) -> TextCond:
+        """Text states; equal prompts are encoded once. No gradient: the text encoder is frozen."""
+        import torch
+
+        unique = list(dict.fromkeys(["", *prompts]))
+        with torch.no_grad():
+            states, keep = self.encode_text(unique)
+        rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=states.device)
+        return TextCond(states[rows], keep[rows].to(states), states[:1], keep[:1].to(states))
+
+    def predict(self, x: Float[Tensor, "B *L"], t: Float[Tensor, "B"], cond: TextCond) -> Float[Tensor, "B *L"]:
+        """The noise in x, with guidance, float32.
+
+        Args:
+            x: States at times t.
+            t: Times in [0, 1], 0 = data.
+            cond: From encode, a row for each row of x.
+
+        Gradient: to x and to the adapter.
+        """
+        import torch
+
+        B = len(x)
+        if self.guidance == 1:
+            out = self.network_output(x, t, cond.states, cond.keep)
+        else:
+            states = torch.cat([cond.states, cond.empty_states.expand(B, -1, -1)])
+            keep = torch.cat([cond.keep, cond.empty_keep.expand(B, -1)])
+            both = self.network_output(torch.cat([x, x]), torch.cat([t, t]), states, keep)
+            out = guide(both[:B], both[B:], self.guidance)
+        return eps_from_v(self.schedule, x, out, t) if self.prediction == "v" else out
+
+    def network_output(self, x: Tensor, t: Tensor, states: Tensor, keep: Tensor) -> Tensor:
+        """The raw output of the denoiser (B, V, C, h, w), float32."""
+        import torch
+
+        B, V = x.shape[:2]
+        rows = torch.cat([x, self.plucker.to(x).expand(B, -1, -1, -1, -1)], 2).flatten(0, 1)
+        with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+            out = self.network(
+                rows,
+                encoder_hidden_states=states.repeat_interleave(V, 0),
+                timestep=self.schedule.index(t).repeat_interleave(V),
+                encoder_attention_mask=keep.repeat_interleave(V, 0),
+                return_dict=False,
+            )[0]
+        return out.float().unflatten(0, (B, V))
+
+    def decode(self, x0: Float[Tensor, "B *L"]) -> Gaussians:
+        """The Gaussians of clean latents. Gradient: to x0."""
+        import torch
+
+        with torch.autocast(x0.device.type, self.precision, enabled=self.precision is not None):
+            maps = self.codec.decode(x0)
+        return self.maps.gaussians(maps.float(), self.cameras)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within, the model is the one before training, and no graph is built."""
+        import torch
+
+        with torch.no_grad():
+            if self.adapter is None:
+                yield
+            else:
+                with self.adapter.disabled():
+                    yield
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT layout."""
+        if self.adapter is None:
+            raise ValueError("the model has no adapter to save; load it with an adapter rank")
+        self.adapter.save(folder)
+
+
+def plucker_rays(cameras: Cameras, height: int, width: int) -> Float[Tensor, "1 V 6 h w"]:
+    """Moment o x d and unit direction d of the ray through the centre of every latent pixel, world frame."""
+    import torch
+    import torch.nn.functional as F
+
+    c2w, K = cameras.c2w[0], cameras.K[0]
+    scale = torch.tensor([cameras.width, cameras.height])
+    focal, centre = K[:, [0, 1], [0, 1]] / scale, K[:, [0, 1], [2, 2]] / scale
+    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    slope = (torch.stack([x, y], -1) - centre[:, None, None]) / focal[:, None, None]
+    rays = torch.cat([slope, torch.ones_like(slope[..., :1])], -1)
+    d = F.normalize(torch.einsum("vij,vhwj->vhwi", c2w[:, :3, :3], rays), dim=-1)
+    o = c2w[:, None, None, :3, 3].expand_as(d)
+    return torch.cat([torch.linalg.cross(o, d), d], -1).permute(0, 3, 1, 2)[None]

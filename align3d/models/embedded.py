@@ -1,0 +1,155 @@
+"""The embedded generator: a small DiffSplat, shipped with the package, that runs on two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from align3d.models.diffsplat import DiffSplat
+    from align3d.types import Cameras
+
+ASSETS = Path(__file__).parent.parent / "assets" / "embedded"
+AZIMUTHS, ELEVATION = (0.0, 90.0, 180.0, 270.0), 20.0  # degrees, of the views that the maps belong to
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embedded text-to-3D generator: a few million parameters, common objects in common colours."""
+
+    weights: Path | None = None  # folder with transformer/, gs_vae/ and text_encoder/; none = the shipped weights
+    adapter: Path | None = None  # folder with adapter_model.safetensors to start from; none = a fresh adapter
+    rank: int = 8  # rank of the LoRA adapter
+    alpha: float = 8.0  # the adapter's update is scaled by alpha / rank
+    guidance: float = 3.0  # classifier-free guidance; 1 = none, more = closer to the prompt and less varied
+    steps: int = 20  # sampling steps; fewer is faster and coarser
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto = bfloat16 where it is fast
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not self.guidance >= 0:
+            raise ValueError(f"guidance must be 0 or more, got {self.guidance}")
+
+    def load(self, device: str = "cpu") -> DiffSplat:
+        """The generator, frozen, with a LoRA adapter of no effect (or the one from `adapter`).
+
+        Args:
+            device: Where the networks live.
+
+        Returns:
+            A BaseModel with latents (4, C, 8, 8).
+
+        Raises:
+            FileNotFoundError: If a folder or file is missing.
+            ValueError: If weights are damaged or do not fit.
+        """
+        import torch
+
+        from align3d.diffusion.schedule import DiscreteVP
+        from align3d.models.diffsplat import DiffSplat
+        from align3d.models.lora import Adapter
+        from align3d.models.nets.multiview import set_multiview
+        from align3d.models.splat_maps import SplatMaps
+
+        network, codec, text = load_networks(self.weights or ASSETS)
+        V = codec.config.num_views
+        set_multiview(network, V)
+        for part in (network, codec, text):
+            part.requires_grad_(False).eval().to(device)
+        adapter = Adapter(network, self.rank, self.alpha)
+        if self.adapter is not None:
+            adapter.load(self.adapter)
+
+        def encode_text(prompts):
+            return text(text.tokenize(prompts).to(device))
+
+        size = codec.config.sample_size
+        return DiffSplat(
+            network=network,
+            codec=codec,
+            encode_text=encode_text,
+            schedule=DiscreteVP(),
+            cameras=map_cameras(size),
+            maps=SplatMaps(quaternions="camera", normalize_quats=True),
+            latent_shape=(V, codec.config.latent_channels, size // 8, size // 8),
+            steps=self.steps,
+            guidance=self.guidance,
+            prediction="v",
+            precision=torch.bfloat16 if bfloat16_is_fast(self.precision, device) else None,
+            adapter=adapter,
+        )
+
+
+def map_cameras(size: int) -> Cameras:
+    """The four cameras of the splat maps, one set."""
+    import torch
+
+    from align3d.scenes.cameras import orbit
+
+    azimuth = torch.tensor([AZIMUTHS])
+    return orbit(azimuth, torch.full_like(azimuth, ELEVATION), height=size, width=size)
+
+
+def load_networks(folder: Path):
+    """Transformer, GS-VAE and text encoder from their folders, float32.
+
+    Raises:
+        FileNotFoundError: If a folder or file is missing.
+        ValueError: If a file is damaged, or its names or shapes are not the network's.
+    """
+    from diffusers import PixArtTransformer2DModel
+
+    from align3d.models.nets.codec import PatchCodec
+    from align3d.models.nets.text import TextEncoder
+
+    return (
+        load_part(PixArtTransformer2DModel, folder / "transformer"),
+        load_part(PatchCodec, folder / "gs_vae"),
+        load_part(TextEncoder, folder / "text_encoder"),
+    )
+
+
+def load_part(network_class: type, folder: Path):
+    """One network with an exact match of names and shapes; config keys that the class does not know are ignored."""
+    import json
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config, weights = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
+    for path in (config, weights):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing; --model.weights takes a folder with transformer/, gs_vae/ and text_encoder/"
+            )
+    try:
+        network = network_class.from_config(json.loads(config.read_text()))
+        tensors = load_file(weights)
+    except (SafetensorError, json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); copy it again") from error
+    own = network.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += [f"{k} {tuple(tensors[k].shape)}" for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    if wrong:
+        raise ValueError(
+            f"{weights} does not fit {network_class.__name__}: {len(wrong)} names or shapes differ, first {wrong[0]}"
+        )
+    with torch.no_grad():
+        network.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
+    return network
+
+
+def bfloat16_is_fast(precision: str, device: str) -> bool:
+    """Whether matrix products run in bfloat16: as asked, or where the processor has instructions for it."""
+    import torch
+
+    if precision != "auto":
+        return precision == "bfloat16"
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported()

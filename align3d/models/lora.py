@@ -1,0 +1,108 @@
+"""LoRA adapters, by peft: the trainable part of a generator, switched off for the reference."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # attention and feed-forward of all blocks
+
+
+class Adapter:
+    """The LoRA matrices inside a frozen network."""
+
+    def __init__(self, network: nn.Module, rank: int, alpha: float, targets: Sequence[str] = TARGETS, seed: int = 0):
+        """Freezes the network and puts a zero-effect adapter in.
+
+        Args:
+            network: Changed in place.
+            rank: Rank of each update.
+            alpha: The update is scaled by alpha / rank.
+            targets: Ends of the names of the layers that are adapted.
+            seed: Of the random half of the initial matrices; the other half is zero.
+        """
+        import torch
+        from peft import LoraConfig, inject_adapter_in_model
+
+        if rank < 1:
+            raise ValueError(f"adapter rank must be at least 1, got {rank}")
+        network.requires_grad_(False)
+        self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
+        with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+            torch.manual_seed(seed)
+            inject_adapter_in_model(self.config, network)
+        self.network = network
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable matrices, in the order of the network."""
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable matrices by name."""
+        return {name: p for name, p in self.network.named_parameters() if "lora_" in name}
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within, the network is the one without adapter."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [m for m in self.network.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in layers:
+            layer._disable_adapters = (
+                True  # enable_adapters(False) also freezes the matrices, which must stay trainable
+            )
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+    def save(self, folder: Path) -> None:
+        """Write adapter_model.safetensors and adapter_config.json, PEFT's own layout."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        from align3d.scenes.files import replacing
+
+        tensors = {f"base_model.model.{k}": v for k, v in get_peft_model_state_dict(self.network).items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "adapter_model.safetensors") as path:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+        self.config.save_pretrained(str(folder))
+
+    def load(self, folder: Path) -> None:
+        """Read matrices that fit exactly.
+
+        Raises:
+            FileNotFoundError: If the folder has no adapter.
+            ValueError: If the file is damaged or its names or shapes are others.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = folder / "adapter_model.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(f"no adapter at {path}; give a run folder or its adapter/ folder")
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+        own = {f"base_model.model.{name.replace('.default', '')}": p for name, p in self.named_parameters().items()}
+        wrong = sorted(own.keys() ^ tensors.keys()) + [
+            f"{k} {tuple(tensors[k].shape)}" for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"{path} does not fit this model at rank {self.config.r}: {len(wrong)} names or shapes differ, "
+                f"first {wrong[0]}; use the model and rank that it was trained with"
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
