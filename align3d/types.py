@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -85,6 +85,7 @@ class StepLoss:
     update: bool = True  # whether the optimiser steps after this loss
 
 
+@runtime_checkable
 class Scene(Protocol):
     """Anything that can be looked at."""
 
@@ -93,10 +94,12 @@ class Scene(Protocol):
     ) -> Views: ...
 
 
+@runtime_checkable
 class BaseModel(Protocol):
     """A text-to-3D generator; parametrisation, guidance and layout stay inside."""
 
     schedule: Any
+    steps: int  # of sampling
     latent_shape: tuple[int, ...]
     adapter: nn.Module  # holds the trainable parameters, and nothing else
 
@@ -109,6 +112,7 @@ class BaseModel(Protocol):
     def reference(self) -> AbstractContextManager[None]: ...
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Scores views of scenes; higher is better."""
 
@@ -118,12 +122,14 @@ class Reward(Protocol):
     def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B V"]: ...
 
 
+@runtime_checkable
 class Score(Protocol):
     """Scene to one number: cameras, rendering, reward and the mean over views, closed over."""
 
     def __call__(self, scene: Scene, prompts: Sequence[str], rng: Streams) -> Float[Tensor, "B"]: ...
 
 
+@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of hyperparameters with one generator of losses."""
 

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from data import Shards, splat_maps
+from data import splat_maps
 from diffusers import PixArtTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

@@ -7,9 +7,18 @@ from unittest import mock
 
 import pytest
 
-
 # what align3d imports at the top of its modules: these must not see TYPE_CHECKING turned on
-LIBRARIES = "torch beartype.claw beartype.door jaxtyping numpy PIL.Image rich.progress safetensors.torch tyro".split()
+LIBRARIES = [
+    "torch",
+    "beartype.claw",
+    "beartype.door",
+    "jaxtyping",
+    "numpy",
+    "PIL.Image",
+    "rich.progress",
+    "safetensors.torch",
+    "tyro",
+]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
