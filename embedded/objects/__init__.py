@@ -1,0 +1,1 @@
+"""Procedural objects with captions: categories of signed-distance primitives, and the tracer that draws them."""

@@ -1,0 +1,395 @@
+// Sphere tracing of primitive lists: colour, coverage, depth and normals of whole objects. Plain C ABI, no state.
+//
+// A ray is straight in the object's own frame too, so an object may be stretched along its axes without touching its
+// primitives: the march steps by distance / |direction in that frame|. Distances: inigoquilez.com/articles/distfunctions.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+struct V3 {
+  float x, y, z;
+};
+inline V3 operator+(V3 a, V3 b) { return {a.x + b.x, a.y + b.y, a.z + b.z}; }
+inline V3 operator-(V3 a, V3 b) { return {a.x - b.x, a.y - b.y, a.z - b.z}; }
+inline V3 operator*(V3 a, float s) { return {a.x * s, a.y * s, a.z * s}; }
+inline float dot(V3 a, V3 b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
+inline float len(V3 a) { return std::sqrt(dot(a, a)); }
+inline float clamp(float x, float a, float b) { return std::min(std::max(x, a), b); }
+
+enum Kind { ELLIPSOID, BOX, CONE, TORUS, CAPSULE, DOME, PRISM, PYRAMID, SHELL, STAR, ARC, HEART, DISC };
+enum Pattern { PLAIN, BANDS, SECTORS, DOTS };
+
+// One primitive; the layout is that of build.py (ROW).
+struct Prim {
+  float kind, cut, group, pos[3], rot[9], a[4], round, rgb[3], rgb2[3], pattern, freq, axis, phase;
+  float radius, mid[3], half[3], spare[3];  // bounds: about pos, and a box in the own frame
+};
+static_assert(sizeof(Prim) == 40 * sizeof(float), "Prim must match build.py");
+
+inline V3 local(const Prim& p, V3 w) {
+  const V3 d{w.x - p.pos[0], w.y - p.pos[1], w.z - p.pos[2]};
+  const float* r = p.rot;
+  return {r[0] * d.x + r[1] * d.y + r[2] * d.z, r[3] * d.x + r[4] * d.y + r[5] * d.z, r[6] * d.x + r[7] * d.y + r[8] * d.z};
+}
+
+inline V3 turn(const float* r, V3 d) {
+  return {r[0] * d.x + r[1] * d.y + r[2] * d.z, r[3] * d.x + r[4] * d.y + r[5] * d.z, r[6] * d.x + r[7] * d.y + r[8] * d.z};
+}
+
+inline float ellipsoid(V3 p, const float* a) {
+  const V3 q{p.x / a[0], p.y / a[1], p.z / a[2]};
+  const V3 r{q.x / a[0], q.y / a[1], q.z / a[2]};
+  const float k0 = len(q), k1 = len(r);
+  return k1 < 1e-6f ? -std::min(a[0], std::min(a[1], a[2])) : k0 * (k0 - 1.f) / k1;
+}
+
+inline float extrude(float flat, float z, float half) {
+  const float w = std::fabs(z) - half, m = std::max(flat, 0.f), n = std::max(w, 0.f);
+  return std::min(std::max(flat, w), 0.f) + std::sqrt(m * m + n * n);
+}
+
+inline float box(V3 p, const float* a, float r) {
+  const V3 q{std::fabs(p.x) - a[0] + r, std::fabs(p.y) - a[1] + r, std::fabs(p.z) - a[2] + r};
+  const V3 m{std::max(q.x, 0.f), std::max(q.y, 0.f), std::max(q.z, 0.f)};
+  return len(m) + std::min(std::max(q.x, std::max(q.y, q.z)), 0.f) - r;
+}
+
+inline float cone(V3 p, const float* a, float r) {  // half height, bottom and top radius
+  const float h = a[0] - r, r1 = std::max(a[1] - r, 0.f), r2 = std::max(a[2] - r, 0.f);
+  const float qx = std::sqrt(p.x * p.x + p.z * p.z), qy = p.y, kx = r2 - r1, ky = 2 * h;
+  const float ax = qx - std::min(qx, qy < 0 ? r1 : r2), ay = std::fabs(qy) - h;
+  const float t = clamp(((r2 - qx) * kx + (h - qy) * ky) / (kx * kx + ky * ky), 0, 1);
+  const float bx = qx - r2 + kx * t, by = qy - h + ky * t;
+  const float s = (bx < 0 && ay < 0) ? -1.f : 1.f;
+  return s * std::sqrt(std::min(ax * ax + ay * ay, bx * bx + by * by)) - r;
+}
+
+inline float capsule(V3 p, const float* a) {  // half height, bottom and top radius; a cone with round ends
+  const float h = 2 * a[0], b = (a[1] - a[2]) / h, c = std::sqrt(std::max(1 - b * b, 0.f));
+  const float qx = std::sqrt(p.x * p.x + p.z * p.z), qy = p.y + a[0], k = -b * qx + c * qy;
+  if (k < 0) return std::sqrt(qx * qx + qy * qy) - a[1];
+  if (k > c * h) return std::sqrt(qx * qx + (qy - h) * (qy - h)) - a[2];
+  return c * qx + b * qy - a[1];
+}
+
+inline float star(V3 p, const float* a) {  // outer radius, points, half thickness, inner / outer radius
+  const float n = a[1], an = 3.14159265f / n, rin = a[0] * a[3];
+  float phi = std::atan2(p.x, p.y), rho = std::sqrt(p.x * p.x + p.y * p.y);
+  phi -= 2 * an * std::floor(phi / (2 * an) + .5f);
+  const float px = rho * std::cos(phi), py = rho * std::fabs(std::sin(phi));
+  const float ex = rin * std::cos(an) - a[0], ey = rin * std::sin(an), wx = px - a[0], wy = py;
+  const float t = clamp((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1), dx = wx - ex * t, dy = wy - ey * t;
+  const float s = ex * wy - ey * wx < 0 ? 1.f : -1.f;
+  return extrude(s * std::sqrt(dx * dx + dy * dy), p.z, a[2]);
+}
+
+inline float heart(V3 p, const float* a, float r) {  // size, half thickness
+  float x = std::fabs(p.x) / a[0], y = p.y / a[0] + .55f, d;
+  if (y + x > 1.f) {
+    d = std::sqrt((x - .25f) * (x - .25f) + (y - .75f) * (y - .75f)) - .35355339f;
+  } else {
+    const float m = .5f * std::max(x + y, 0.f), u = x * x + (y - 1) * (y - 1), v = (x - m) * (x - m) + (y - m) * (y - m);
+    d = std::sqrt(std::min(u, v)) * (x > y ? 1.f : -1.f);
+  }
+  return extrude(d * a[0] + r, p.z, a[1] - r) - r;
+}
+
+inline float arc(V3 p, const float* a) {  // ring radius, tube radius, half opening angle about +y in the xy plane
+  const float x = std::fabs(p.x), s = std::sin(a[2]), c = std::cos(a[2]);
+  const float k = c * x > s * p.y ? x * s + p.y * c : std::sqrt(x * x + p.y * p.y);
+  return std::sqrt(std::max(dot(p, p) + a[0] * a[0] - 2 * a[0] * k, 0.f)) - a[1];
+}
+
+float distance(const Prim& q, V3 p) {
+  const float *a = q.a, r = q.round;
+  switch (static_cast<int>(q.kind)) {
+    case ELLIPSOID: return ellipsoid(p, a);
+    case BOX: return box(p, a, r);
+    case CONE: return cone(p, a, r);
+    case TORUS: {
+      const float t = std::sqrt(p.x * p.x + p.z * p.z) - a[0];
+      return std::sqrt(t * t + p.y * p.y) - a[1];
+    }
+    case CAPSULE: return capsule(p, a);
+    case DOME: return std::max(ellipsoid(p, a), -p.y);
+    case PRISM: {
+      const float n = std::sqrt(a[0] * a[0] + a[1] * a[1]), e = (std::fabs(p.x) * a[1] + (p.y - a[1]) * a[0]) / n;
+      return std::max(std::max(e, -p.y), std::fabs(p.z) - a[2]);
+    }
+    case PYRAMID: {
+      const float n = std::sqrt(a[0] * a[0] + a[1] * a[1]), m = std::sqrt(a[2] * a[2] + a[1] * a[1]);
+      const float e = (std::fabs(p.x) * a[1] + (p.y - a[1]) * a[0]) / n;
+      const float f = (std::fabs(p.z) * a[1] + (p.y - a[1]) * a[2]) / m;
+      return std::max(std::max(e, f), -p.y);
+    }
+    case SHELL: return std::max(std::fabs(ellipsoid(p, a)) - a[3], -p.y);
+    case STAR: return star(p, a);
+    case ARC: return arc(p, a);
+    case HEART: return heart(p, a, r);
+    case DISC: {  // elliptic cylinder: x radius, half height, z radius
+      const float u = p.x / a[0], v = p.z / a[2], k0 = std::sqrt(u * u + v * v);
+      const float k1 = std::sqrt(u * u / (a[0] * a[0]) + v * v / (a[2] * a[2]));
+      const float flat = k1 < 1e-6f ? -std::min(a[0], a[2]) : k0 * (k0 - 1) / k1;
+      return extrude(flat + r, p.y, a[1] - r) - r;
+    }
+  }
+  return 1e9f;
+}
+
+struct Field {  // the primitives that matter for a ray, in order of groups: solids, then what is cut from them
+  const Prim* list[96];
+  int n = 0;
+
+  float at(V3 w, const Prim** own = nullptr) const {
+    float best = 1e9f;
+    const Prim* winner = nullptr;
+    for (int i = 0; i < n;) {
+      const float group = list[i]->group;
+      float d = 1e9f;
+      const Prim* o = nullptr;
+      for (; i < n && list[i]->group == group; ++i) {
+        const Prim& p = *list[i];
+        if (p.cut == 0) {
+          const V3 c{w.x - p.pos[0], w.y - p.pos[1], w.z - p.pos[2]};
+          const float reach = std::min(d, best) + p.radius;
+          if (reach <= 0 || dot(c, c) >= reach * reach) continue;
+          const float x = distance(p, local(p, w));
+          if (x < d) d = x, o = &p;
+        } else if (d < best) {
+          const float x = -distance(p, local(p, w));
+          if (x > d) d = x, o = &p;
+        }
+      }
+      if (d < best) best = d, winner = o;
+    }
+    if (own) *own = winner;
+    return best;
+  }
+};
+
+struct Frame {  // object = a * world + b
+  float a[9];
+  V3 b;
+  V3 in(V3 p) const { return turn(a, p) + b; }
+  V3 dir(V3 d) const { return turn(a, d); }
+  V3 normal(V3 n) const {
+    return {a[0] * n.x + a[3] * n.y + a[6] * n.z, a[1] * n.x + a[4] * n.y + a[7] * n.z, a[2] * n.x + a[5] * n.y + a[8] * n.z};
+  }
+};
+
+// Near and far ray parameters of a primitive's box; false where the ray misses it.
+bool bounds(const Prim& p, V3 o, V3 d, float inv, float pad, float* near, float* far) {
+  const V3 oc{o.x - p.pos[0], o.y - p.pos[1], o.z - p.pos[2]};
+  const float r = p.radius + pad, b = dot(oc, d) * inv * inv, c = (dot(oc, oc) - r * r) * inv * inv;
+  if (b * b <= c) return false;
+  const V3 lo = local(p, o), ld = turn(p.rot, d);
+  const float os[3] = {lo.x - p.mid[0], lo.y - p.mid[1], lo.z - p.mid[2]}, ds[3] = {ld.x, ld.y, ld.z};
+  float t0 = 0, t1 = 1e9f;
+  for (int k = 0; k < 3; ++k) {
+    const float h = p.half[k] + pad;
+    if (std::fabs(ds[k]) < 1e-9f) {
+      if (std::fabs(os[k]) > h) return false;
+      continue;
+    }
+    const float s = 1 / ds[k], u = (-os[k] - std::copysign(h, ds[k])) * s, v = (-os[k] + std::copysign(h, ds[k])) * s;
+    t0 = std::max(t0, u), t1 = std::min(t1, v);
+  }
+  *near = t0, *far = t1;
+  return t0 < t1;
+}
+
+bool dotted(const Prim& p, V3 l, V3 n) {
+  const float step = 1 / p.freq, reach = .3f * step;
+  const int kind = static_cast<int>(p.kind);
+  if (kind == BOX || kind == PRISM || kind == HEART) {  // a square lattice on every face
+    const V3 f{std::fabs(n.x), std::fabs(n.y), std::fabs(n.z)};
+    float u = l.x, v = l.y;
+    if (f.x >= f.y && f.x >= f.z) u = l.z;
+    else if (f.y >= f.z) v = l.z;
+    u = (u / step - std::floor(u / step) - .5f) * step, v = (v / step - std::floor(v / step) - .5f) * step;
+    return u * u + v * v < reach * reach;
+  }
+  const bool ball = kind == ELLIPSOID || kind == DOME || kind == SHELL;  // rings of dots, as many as fit on each ring
+  const float rho = std::sqrt(l.x * l.x + l.z * l.z), mean = std::sqrt(p.a[0] * std::max(p.a[1], 1e-6f));
+  const float v = ball ? std::asin(clamp(l.y / p.a[1], -1, 1)) * mean : l.y, j = std::floor(v / step), mid = (j + .5f) * step;
+  const float ring = ball ? p.a[0] * std::cos(mid / mean) : kind == CONE ? std::max(p.a[1], p.a[2]) : rho;
+  const float count = std::max(1.f, std::floor(6.2831853f * ring / step));
+  float u = std::atan2(l.z, l.x) / 6.2831853f * count + .5f * std::fmod(std::fabs(j), 2.f);
+  u = (u - std::floor(u) - .5f) * 6.2831853f * rho / count;
+  return u * u + (v - mid) * (v - mid) < reach * reach;
+}
+
+const float* colour(const Prim& p, V3 w, V3 n) {
+  const V3 l = local(p, w);
+  switch (static_cast<int>(p.pattern)) {
+    case BANDS: {
+      const float s = p.axis < .5f ? w.x : p.axis < 1.5f ? w.y : w.z;
+      return static_cast<int>(std::floor(s * p.freq + p.phase)) & 1 ? p.rgb2 : p.rgb;
+    }
+    case SECTORS: {
+      const float s = (std::atan2(l.z, l.x) / 6.2831853f + 1.f) * p.freq + p.phase;
+      return s - std::floor(s) > .5f ? p.rgb2 : p.rgb;
+    }
+    case DOTS: return dotted(p, l, turn(p.rot, n)) ? p.rgb2 : p.rgb;
+  }
+  return p.rgb;
+}
+
+struct Hit {
+  const Prim* prim = nullptr;
+  float t = 0;
+  V3 n{0, 0, 0};  // world
+  float rgb[3] = {1, 1, 1};
+};
+
+struct Object {
+  Field all;
+  Frame frame;
+  float unit;  // object lengths per world length
+};
+
+Hit trace(const Object& obj, V3 origin, V3 dir) {  // dir of unit length, world frame
+  const V3 light{0.34f, 0.84f, 0.42f};
+  const V3 o = obj.frame.in(origin), d = obj.frame.dir(dir);
+  const float inv = 1 / len(d), eps = 1.0e-3f * obj.unit;
+  Field near;
+  float t = 1e9f, end = 0, group = -1;
+  for (int i = 0; i < obj.all.n; ++i) {
+    const Prim* p = obj.all.list[i];
+    float t0, t1;
+    if (p->cut != 0) {
+      if (p->group == group) near.list[near.n++] = p;
+    } else if (bounds(*p, o, d, inv, 2 * eps, &t0, &t1)) {
+      near.list[near.n++] = p, group = p->group, t = std::min(t, t0), end = std::max(end, t1);
+    }
+  }
+  Hit hit;
+  const Prim* own = nullptr;
+  bool found = false;
+  for (int step = 0; step < 96 && t < end; ++step) {
+    const float q = near.at(o + d * t, &own);
+    t += std::max(q * .95f, .4f * eps) * inv;
+    if ((found = q < eps && own)) break;
+  }
+  if (!found) return hit;
+  const V3 p = o + d * t;
+  const float e = 1.2f * eps;
+  const float s0 = near.at(p + V3{e, -e, -e}), s1 = near.at(p + V3{-e, -e, e});
+  const float s2 = near.at(p + V3{-e, e, -e}), s3 = near.at(p + V3{e, e, e});
+  V3 n{s0 - s1 - s2 + s3, -s0 - s1 + s2 + s3, -s0 + s1 - s2 + s3};
+  const float nl = len(n);
+  n = nl > 1e-12f ? n * (1 / nl) : d * -inv;
+  float occlusion = 0, weight = 1;
+  for (int i = 1; i <= 3; ++i, weight *= .55f) {
+    const float h = .025f * obj.unit * i;
+    occlusion += (h - obj.all.at(p + n * h)) * weight;
+  }
+  V3 w = obj.frame.normal(n);
+  w = w * (1 / len(w));
+  if (dot(w, dir) > 0) w = w * -1.f;
+  const float open = clamp(1 - 3.2f * occlusion / obj.unit, .55f, 1);
+  const float shade = (.64f + .17f * w.y + .28f * std::max(0.f, dot(w, light))) * open;
+  const float* c = colour(*own, p, n);
+  for (int k = 0; k < 3; ++k) hit.rgb[k] = clamp(c[k] * shade, 0, 1);
+  hit.prim = own, hit.t = t, hit.n = w;
+  return hit;
+}
+
+struct Lens {
+  const float* c;  // camera to world, 3 x 4, OpenCV axes
+  float focal, width, shift;
+  V3 ray(float x, float y) const {
+    const float u = ((x + shift) / width - .5f) / focal, v = ((y + shift) / width - .5f) / focal;
+    const V3 d{c[0] * u + c[1] * v + c[2], c[4] * u + c[5] * v + c[6], c[8] * u + c[9] * v + c[10]};
+    return d * (1 / len(d));
+  }
+};
+
+bool differ(const Hit& a, const Hit& b) {
+  if (a.prim != b.prim) return true;
+  if (!a.prim) return false;
+  float gap = 0;
+  for (int k = 0; k < 3; ++k) gap = std::max(gap, std::fabs(a.rgb[k] - b.rgb[k]));
+  return gap > .06f || dot(a.n, b.n) < .8f;
+}
+
+uint8_t byte(float x) { return static_cast<uint8_t>(clamp(x * 255 + .5f, 0, 255)); }
+
+// Colour and coverage of a pixel from a grid of samples in it.
+void supersample(const Object& obj, const Lens& lens, V3 eye, int x, int y, bool composite, uint8_t* rgb, uint8_t* mask) {
+  const int grid = 3;
+  float sum[3] = {0, 0, 0};
+  int hits = 0;
+  for (int k = 0; k < grid * grid; ++k) {
+    const float ox = (k % grid + .5f) / grid - .5f, oy = (k / grid + .5f) / grid - .5f;
+    const Hit h = trace(obj, eye, lens.ray(x + ox, y + oy));
+    if (!h.prim) continue;
+    ++hits;
+    for (int c = 0; c < 3; ++c) sum[c] += h.rgb[c];
+  }
+  const int total = composite ? grid * grid : std::max(hits, 1);
+  for (int c = 0; c < 3; ++c) rgb[c] = byte((sum[c] + (total - hits)) / total);
+  if (composite) *mask = byte(hits / float(grid * grid));
+}
+
+void view(const Object& obj, const float* cam, bool canonical, float focal, int size, uint8_t* rgb, uint8_t* mask,
+          float* depth, int8_t* normal) {
+  const Lens lens{cam, focal, canonical ? size - 1.f : size, canonical ? 0.f : .5f};
+  const V3 eye{cam[3], cam[7], cam[11]}, ahead{cam[2], cam[6], cam[10]};
+  std::vector<Hit> hits(size * size);
+  for (int i = 0; i < size * size; ++i) hits[i] = trace(obj, eye, lens.ray(i % size, i / size));
+  for (int y = 0; y < size; ++y)
+    for (int x = 0; x < size; ++x) {
+      const int i = y * size + x;
+      const Hit& h = hits[i];
+      bool edge = false;
+      for (int dy = -1; dy <= 1; ++dy)
+        for (int dx = -1; dx <= 1; ++dx) {
+          const int nx = x + dx, ny = y + dy;
+          if (nx >= 0 && ny >= 0 && nx < size && ny < size) edge = edge || differ(h, hits[ny * size + nx]);
+        }
+      mask[i] = h.prim ? 255 : 0;
+      for (int k = 0; k < 3; ++k) rgb[3 * i + k] = byte(h.rgb[k]);
+      if (edge && (h.prim || !canonical)) supersample(obj, lens, eye, x, y, !canonical, rgb + 3 * i, mask + i);
+      if (!canonical || !h.prim) continue;
+      depth[i] = h.t * dot(lens.ray(x, y), ahead);
+      const float* c = cam;
+      float n[3];
+      for (int k = 0; k < 3; ++k) n[k] = c[k] * h.n.x + c[4 + k] * h.n.y + c[8 + k] * h.n.z;
+      n[2] = std::min(n[2], -.03f);  // off the axis, a visible surface may lean away from the camera's plane by a hair
+      const float s = 127 / std::sqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2]);
+      for (int k = 0; k < 3; ++k) normal[3 * i + k] = static_cast<int8_t>(std::lrint(n[k] * s));
+    }
+}
+
+}  // namespace
+
+// Renders `views` views of each object, the first `canonical` of them with depth and normals and end points on the pixels.
+// offsets (count + 1) cut the rows of prims into objects; frames (count, 12): world to object, rotation then shift;
+// cams (count, views, 12). depth and normal must come zeroed, (count, canonical, ...). Returns 0, or 1 for a too long list.
+extern "C" int march(int count, const int32_t* offsets, const float* prims, const float* frames, int views, int canonical,
+                     const float* cams, float focal, int size, uint8_t* rgb, uint8_t* mask, float* depth, int8_t* normal,
+                     int threads) {
+  for (int o = 0; o < count; ++o)
+    if (offsets[o + 1] - offsets[o] > 96) return 1;
+  const int64_t area = int64_t(size) * size;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int o = 0; o < count; ++o) {
+    Object obj;
+    for (int i = offsets[o]; i < offsets[o + 1]; ++i) obj.all.list[obj.all.n++] = reinterpret_cast<const Prim*>(prims) + i;
+    const float* f = frames + 12 * o;
+    std::copy(f, f + 9, obj.frame.a);
+    obj.frame.b = {f[9], f[10], f[11]};
+    obj.unit = std::sqrt(f[3] * f[3] + f[4] * f[4] + f[5] * f[5]);
+    for (int v = 0; v < views; ++v) {
+      const int64_t at = (int64_t(o) * views + v) * area, at4 = (int64_t(o) * canonical + v) * area;
+      const bool exact = v < canonical;
+      view(obj, cams + (int64_t(o) * views + v) * 12, exact, focal, size, rgb + 3 * at, mask + at,
+           exact ? depth + at4 : nullptr, exact ? normal + 3 * at4 : nullptr);
+    }
+  }
+  return 0;
+}
