@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from align3d.scenes import pictures
-from align3d.scenes.pictures import save_sheet, save_turntable, save_views, sheet, to_uint8, turntable
+from align3d.scenes.pictures import look, save_sheet, save_turntable, save_views, sheet, to_uint8, turntable
 from align3d.types import Views
 
 
@@ -136,3 +136,15 @@ def test_a_scene_without_colours_is_named():
     blind = SimpleNamespace(render=lambda cameras, want, background: Views(cameras))
     with pytest.raises(ValueError, match="a picture needs views with rgb, got only nothing"):
         turntable(blind, frames=1)
+
+
+def test_a_batch_is_seen_from_all_azimuths_in_any_chunks():
+    class Several(Compass):
+        def render(self, cameras, want=("rgb", "alpha"), background=(1.0, 1.0, 1.0)):
+            rows = cameras.c2w[:, :, :3, 3] * torch.arange(1, 3)[:, None, None]
+            return Views(cameras, rgb=rows[..., None, None].expand(*rows.shape, 4, 4))
+
+    whole = look(Several(), 2, (0.0, 90.0, 45.0), size=4)
+    assert whole.shape == (2, 3, 3, 4, 4)
+    torch.testing.assert_close(whole[1], 2 * whole[0])
+    assert torch.equal(look(Several(), 2, (0.0, 90.0, 45.0), size=4, chunk=2), whole)

@@ -73,6 +73,44 @@ def save_sheet(
     _save(path, sheet(images, columns, labels))
 
 
+def look(
+    scene: Scene,
+    num: int,
+    azimuths: Sequence[float] = AZIMUTHS,
+    size: int = 256,
+    elevation: float = 20.0,
+    radius: float = RADIUS,
+    focal: float = FOCAL,
+    chunk: int = 12,
+) -> Float[Tensor, "B V 3 size size"]:
+    """Pictures on white of a batch of scenes, one per azimuth, on the CPU.
+
+    Args:
+        scene: B scenes.
+        num: B, which a Scene need not tell.
+        azimuths: Degrees, V of them.
+        size: Side of a picture, pixels.
+        elevation: Degrees above the horizon.
+        radius: Distance of the cameras from the origin, scene units.
+        focal: Focal length in image widths.
+        chunk: Azimuths rendered at a time; bounds the memory.
+
+    Raises:
+        ValueError: If no picture is asked for, or the scene has no colours.
+    """
+    if len(azimuths) < 1 or size < 1:
+        raise ValueError(f"pictures need at least one view and one pixel, got {len(azimuths)} and {size}")
+    parts = []
+    for start in range(0, len(azimuths), chunk):
+        azimuth = torch.tensor(azimuths[start : start + chunk], dtype=torch.float32).expand(num, -1)
+        cameras = orbit(azimuth, torch.full_like(azimuth, elevation), radius, focal, size, size)
+        with torch.no_grad():
+            views = scene.render(cameras, want=("rgb",), background=WHITE)
+        views.require("rgb", by="a picture")
+        parts.append(views.rgb.cpu())
+    return torch.cat(parts, dim=1)
+
+
 def save_views(
     path: str | Path,
     scene: Scene,
@@ -94,7 +132,7 @@ def save_views(
         focal: Focal length in image widths.
     """
     check_extension(path, STILL)
-    images = _render(scene, azimuths, size, elevation, radius, focal)
+    images = look(scene, 1, azimuths, size, elevation, radius, focal)[0]
     _save(path, Image.fromarray(np.concatenate(list(to_uint8(images)), axis=1)))
 
 
@@ -120,7 +158,7 @@ def turntable(
         ValueError: If no frame is asked for.
     """
     azimuths = [360.0 * i / frames for i in range(frames)]
-    return [Image.fromarray(x) for x in to_uint8(_render(scene, azimuths, size, elevation, radius, focal))]
+    return [Image.fromarray(x) for x in to_uint8(look(scene, 1, azimuths, size, elevation, radius, focal)[0])]
 
 
 def save_turntable(path: str | Path, frames: Sequence[Image.Image], fps: float = 20.0, quality: int = 80) -> None:
@@ -158,23 +196,6 @@ def check_extension(path: str | Path, known: Sequence[str]) -> str:
     if suffix in (".mp4", ".mov", ".webm"):
         raise ValueError(f"cannot write {path}: films need the extra `video` and are not supported yet; use {names}")
     raise ValueError(f"cannot write {path}: unknown extension {suffix!r}; use one of {names}")
-
-
-def _render(
-    scene: Scene, azimuths: Sequence[float], size: int, elevation: float, radius: float, focal: float, chunk: int = 12
-) -> Float[Tensor, "n 3 H W"]:
-    """Views of one scene on white, `chunk` at a time to bound the memory."""
-    if len(azimuths) < 1 or size < 1:
-        raise ValueError(f"pictures need at least one view and one pixel, got {len(azimuths)} and {size}")
-    parts = []
-    for start in range(0, len(azimuths), chunk):
-        azimuth = torch.tensor([list(azimuths[start : start + chunk])], dtype=torch.float32)
-        cameras = orbit(azimuth, torch.full_like(azimuth, elevation), radius, focal, size, size)
-        with torch.no_grad():
-            views = scene.render(cameras, want=("rgb",), background=WHITE)
-        views.require("rgb", by="a picture")
-        parts.append(views.rgb[0].cpu())
-    return torch.cat(parts)
 
 
 def _save(path: str | Path, picture: Image.Image, **options: object) -> None:
