@@ -1,0 +1,28 @@
+"""The commands, one file each: a dataclass whose fields are the flags, and beside it a function `run(options)`.
+
+The first line of the dataclass's docstring is the command's line in `align3d --help`. Class variables ask for more:
+
+- `parts`: kinds (keys of TABLES) that are chosen by name, each with its default; None where the user must choose.
+  `--reward dnc` picks the class, whose own fields become the flags `--reward.FIELD`.
+- `groups`: further dataclasses, name -> "module:Class", whose fields become the flags `--NAME.FIELD`.
+- `shorthands`: flag -> longer flag that it stands for.
+
+`run` gets an instance of each part and group as a keyword argument of the same name, and, if there are parts, a dict
+`names` with their names. Only a command with `many_processes = True` may be started by torchrun.
+"""
+
+COMMANDS = {
+    "demo": "align3d.demo:Demo",
+    "train": "align3d.commands.train:Train",
+    "sample": "align3d.commands.sample:Sample",
+    "render": "align3d.commands.render:Render",
+    "list": "align3d.commands.list:List",
+    "doctor": "align3d.commands.doctor:Doctor",
+}
+
+TABLES = {  # kind -> where its table is
+    "model": "align3d.models:MODELS",
+    "method": "align3d.methods:METHODS",
+    "reward": "align3d.rewards:REWARDS",
+    "scene": "align3d.scenes:SCENES",
+}

@@ -1,0 +1,138 @@
+"""Flags from dataclasses: one parser out of a command's own options and those of the parts that were chosen by name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+import sys
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from align3d import registry
+from align3d.commands import TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+RULE = "────"  # a line of it separates the paragraphs of tyro's error boxes
+HELP_TEXT = "│" + 9 * " "  # how its lines begin in the boxes
+CHATTER = ("For full helptext", "Argument helptext")  # paragraphs that a one-line error leaves out
+
+
+def parse(options_class: type, command: str, args: Sequence[str]) -> tuple[Any, dict[str, Any]] | None:
+    """A command's options and parts, from its arguments.
+
+    Args:
+        options_class: The command's dataclass; see align3d.commands for its class variables.
+        command: Its name.
+        args: What follows the name.
+
+    Returns:
+        The options and the keyword arguments of the command's `run`; None if help was asked for, and printed.
+
+    Raises:
+        ValueError: If the arguments are wrong, in one line.
+    """
+    args = [_expand(arg, getattr(options_class, "shorthands", {})) for arg in args]
+    parts, groups = getattr(options_class, "parts", {}), getattr(options_class, "groups", {})
+    wants_help = "-h" in args or "--help" in args
+    names = {kind: _chosen(kind, args, default) for kind, default in parts.items()}
+    missing = [kind for kind, name in names.items() if name is None]
+    if missing and not wants_help:
+        kind = missing[0]
+        known = ", ".join(sorted(table(kind)))
+        raise ValueError(f"align3d {command} needs --{kind} NAME; known: {known}, or give package.module:attribute")
+
+    found = {kind: load_part(kind, name) for kind, name in names.items() if name is not None}
+    classes = {kind: part for kind, part in found.items() if isinstance(part, type)}
+    classes |= {name: registry.load({}, path, "options") for name, path in groups.items()}
+    layout: list[tuple[Any, ...]] = [("options", Annotated[options_class, tyro.conf.arg(name="")])]
+    layout += [_name_flag(kind, default) for kind, default in parts.items()]
+    layout += [(name, part) for name, part in classes.items()]
+    wanted = make_dataclass(command, layout, kw_only=True)
+    wanted.__doc__ = options_class.__doc__
+    values = _tyro(wanted, command, args)
+    if values is None:
+        return None
+    chosen = {name: getattr(values, name) for name in classes}
+    chosen |= {kind: part for kind, part in found.items() if kind not in classes}  # objects: there is nothing to set
+    return values.options, chosen | ({"names": names} if parts else {})
+
+
+def table(kind: str) -> Mapping[str, str]:
+    """The table of known names of a kind (a key of TABLES)."""
+    return registry.load({}, TABLES[kind], "table")
+
+
+def load_part(kind: str, name: str) -> Any:
+    """The class, or the finished object, that a name of the given kind stands for.
+
+    A module of the user's own is also looked for in the current folder.
+    """
+    here = str(Path.cwd())
+    if ":" in name and here not in sys.path:
+        sys.path.append(here)
+    return registry.load(table(kind), name, kind)
+
+
+def describe(name: str, part: Any) -> dict[str, Any]:
+    """A part as config.json records it: its name and its fields."""
+    values = {f.name: getattr(part, f.name) for f in fields(part)} if is_dataclass(part) else {}
+    return {"name": name, **values}
+
+
+def _expand(arg: str, shorthands: Mapping[str, str]) -> str:
+    flag, equals, value = arg.partition("=")
+    return shorthands.get(flag, flag) + equals + value
+
+
+def _chosen(kind: str, args: Sequence[str], default: str | None) -> str | None:
+    """The last value of `--kind VALUE` or `--kind=VALUE`; a bare `--kind` is left for the parser to complain about."""
+    name = default
+    for arg, after in itertools.pairwise([*args, "-"]):
+        if arg == f"--{kind}" and not after.startswith("-"):
+            name = after
+        elif arg.startswith(f"--{kind}="):
+            name = arg.partition("=")[2]
+    return name
+
+
+def _name_flag(kind: str, default: str | None) -> tuple[Any, ...]:
+    """The field behind `--kind`; its value was read before, so it only documents and consumes the flag."""
+    note = f"one of {', '.join(sorted(table(kind)))}, or package.module:attribute; "
+    note += "its own options are below" if default is not None else f"`--{kind} NAME --help` shows its own options"
+    flag = (f"{kind}_name", Annotated[str, tyro.conf.arg(name=kind, metavar="NAME", help=note)])
+    return flag if default is None else (*flag, field(default=default))
+
+
+def _tyro(wanted: type, command: str, args: Sequence[str]) -> Any | None:
+    """What tyro makes of the arguments; None after help."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(wanted, args=args, prog=f"align3d {command}")
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+    raise ValueError(f"{one_line(errors.getvalue())} (see `align3d {command} --help`)")
+
+
+def one_line(box: str) -> str:
+    """What an error box of tyro says, without its frame, its help texts and its pointers to more help."""
+    paragraphs: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if line.startswith(("╭", "╰")) or line.startswith(HELP_TEXT):
+            continue
+        if RULE in text:
+            paragraphs.append([])
+        elif text:
+            paragraphs[-1].append(text)
+    said = "; ".join(" ".join(p) for p in paragraphs if p and not p[0].startswith(CHATTER))
+    said = re.sub(r"^Error parsing [^-:][^:]*: ", "", said)  # a field's own check says which field it means
+    return said.replace("'options.", "'") or "wrong arguments"

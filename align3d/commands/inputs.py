@@ -1,0 +1,98 @@
+"""What several commands take from the user: prompts, output folders, adapters, devices."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_BYTES = 1 << 24  # of a prompt file; larger ones are some other file, given by mistake
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a text file: one per line, empty lines and lines that begin with # left out.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no UTF-8 text, too large, or has no prompts.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no prompt file {path}; give a text file with one prompt per line")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than a prompt file may have ({MAX_BYTES})")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise ValueError(f"{path} has no prompts; write one per line")
+    return prompts
+
+
+def gather(given: Sequence[str], file: Path | None) -> list[str]:
+    """Prompts given one by one, then those of a file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no prompt, or an empty one.
+    """
+    if not given and file is None:
+        raise ValueError('no prompts; give --prompt "a red chair" or --prompts FILE')
+    if any(not prompt.strip() for prompt in given):
+        raise ValueError("got an empty --prompt; give some words")
+    return [*given, *(read_prompts(file) if file is not None else [])]
+
+
+def new_folder(out: Path) -> None:
+    """Check that a folder to write to is new or empty and can be made; makes nothing.
+
+    Raises:
+        FileExistsError: If there is something in it.
+        ValueError: If it cannot be made or written to.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty, and nothing is written over; choose another --out")
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"cannot write to {out}: {above} is {'not writable' if above.is_dir() else 'a file'}; choose another --out"
+        )
+
+
+def adapter_folder(path: Path) -> Path:
+    """The folder of the adapter in a run's folder; any other path is taken to be an adapter's folder itself.
+
+    Raises:
+        FileNotFoundError: If there is no adapter.
+    """
+    folder = path / "adapter" if (path / "adapter").is_dir() else path
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{path} holds no adapter; give a run's folder, or one with adapter_model.safetensors in it"
+        )
+    return folder
+
+
+def choose_device(name: str) -> str:
+    """What torch calls the device: "auto" is the GPU where there is one.
+
+    Raises:
+        ValueError: If CUDA is asked for and not there.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "--device cuda, but torch sees no CUDA device; use --device cpu or install a CUDA build of torch"
+        )
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def slug(text: str) -> str:
+    """A short piece of a file name that recalls a prompt."""
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split()
+    return "-".join(words)[:40].strip("-") or "prompt"

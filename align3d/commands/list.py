@@ -1,0 +1,35 @@
+"""`align3d list`: what there is to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from align3d.commands import TABLES
+from align3d.commands.flags import load_part, table
+
+
+@dataclass(frozen=True)
+class List:
+    """Print the known models, methods, rewards or scenes, with a line about each."""
+
+    kind: Annotated[Literal["all", "models", "methods", "rewards", "scenes"], tyro.conf.Positional] = (
+        "all"  # which table
+    )
+
+
+def run(options: List) -> None:
+    """Print one line per entry."""
+    for kind in TABLES:
+        if options.kind in ("all", f"{kind}s"):
+            if options.kind == "all":
+                print(f"{kind}s")
+            for name in table(kind):
+                print(f"  {name:<14} {summary(load_part(kind, name))}")
+
+
+def summary(part: object) -> str:
+    """The first line of a docstring."""
+    return (part.__doc__ or "").strip().partition("\n")[0]

@@ -1,0 +1,124 @@
+"""`align3d sample`: scenes from prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from align3d.commands.flags import load_part
+from align3d.commands.inputs import adapter_folder, choose_device, gather, new_folder, slug
+
+if TYPE_CHECKING:
+    from align3d.generate import Batch
+    from align3d.types import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Sample scenes from prompts: a .ply file, views and a turntable of each.
+
+    Every prompt is sampled with every seed, and a sample depends on its prompt and seed alone, so two models or
+    adapters can be compared pair by pair.
+    """
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # a prompt; may be given several times
+    prompts: Path | None = None  # text file with one prompt per line
+    adapter: Path | None = None  # a run's folder, or the folder of an adapter; none = the generator as it is
+    num: int = 1  # samples per prompt, with the seeds SEED, SEED + 1, ...
+    seed: int = 0  # first seed
+    rewards: tuple[str, ...] = ()  # rewards to report in samples.jsonl, by name, with their default options
+    size: int = 256  # side of a view in pixels
+    frames: int = 36  # frames of the turntables; 0 = no turntables
+    batch_size: int = 4  # samples at a time; more needs more memory
+    out: Path  # folder to write to; must be new or empty
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
+
+    parts: ClassVar[dict[str, str | None]] = {"model": "embedded"}
+
+    def __post_init__(self) -> None:
+        for name, least in (("num", 1), ("size", 1), ("frames", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def run(options: Sample, *, names: dict[str, str], model: Any) -> None:
+    """Sample, and write each sample as soon as it is there."""
+    from align3d.generate import generate
+    from align3d.scenes.files import replacing
+
+    prompts = gather(options.prompt, options.prompts)
+    new_folder(options.out)
+    if options.adapter is not None:
+        if not hasattr(model, "adapter"):
+            raise ValueError(f"model {names['model']!r} takes no adapter; leave --adapter out")
+        model = replace(model, adapter=adapter_folder(options.adapter))
+    scores = scorers(options.rewards, prompts)
+    generator = model.load(device=choose_device(options.device))
+    seeds = range(options.seed, options.seed + options.num)
+    rows: list[dict[str, Any]] = []
+    for batch in generate(generator, prompts, seeds, options.batch_size):
+        rewards = judge(batch, scores)
+        for i, prompt in enumerate(batch.prompts):
+            number = len(rows) // options.num  # of the prompt
+            stem = f"{number:03}-{slug(prompt)}-s{batch.seeds[i]}"
+            files = save(batch.scene.index(i), options, stem)
+            rows.append({"prompt": prompt, "seed": batch.seeds[i], "files": files, "rewards": rewards[i]})
+            print(f"{len(rows)}/{len(prompts) * options.num}  {stem}  {shown(rewards[i])}".rstrip(), flush=True)
+        with replacing(options.out / "samples.jsonl") as path:
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def scorers(names: tuple[str, ...], prompts: list[str]) -> dict[str, Score]:
+    """Rewards by name, each seen by the four canonical cameras, so that the numbers do not depend on chance."""
+    from align3d.rewards.score import Scorer
+    from align3d.scenes.cameras import CameraSampling
+
+    cameras = CameraSampling(views=4, azimuth_jitter=0.0, elevation_jitter=0.0)
+    scores = {}
+    for name in names:
+        part = load_part("reward", name)
+        reward = part() if isinstance(part, type) else part
+        if hasattr(reward, "check"):
+            reward.check(prompts)
+        scores[name] = Scorer(reward, cameras)
+    return scores
+
+
+def judge(batch: Batch, scores: dict[str, Score]) -> list[dict[str, float]]:
+    """The rewards of each sample of a batch."""
+    import torch
+
+    with torch.no_grad():
+        columns = {name: score(batch.scene, batch.prompts, batch.rng).tolist() for name, score in scores.items()}
+    return [{name: values[i] for name, values in columns.items()} for i in range(len(batch.prompts))]
+
+
+def save(scene: Any, options: Sample, stem: str) -> list[str]:
+    """Write one scene's files; returns their names."""
+    return [path.name for path in _written(scene.to("cpu"), options, options.out / stem)]
+
+
+def _written(scene: Any, options: Sample, stem: Path) -> Iterator[Path]:
+    from align3d.scenes.pictures import save_turntable, save_views, turntable
+    from align3d.scenes.ply import write_ply
+
+    def named(suffix: str) -> Path:
+        return stem.with_name(stem.name + suffix)
+
+    write_ply(named(".ply"), scene)
+    yield named(".ply")
+    save_views(named(".png"), scene, size=options.size)
+    yield named(".png")
+    if options.frames:
+        save_turntable(named(".webp"), turntable(scene, options.frames, options.size))
+        yield named(".webp")
+
+
+def shown(rewards: dict[str, float]) -> str:
+    """Rewards for people to read."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in rewards.items())
