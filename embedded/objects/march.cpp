@@ -174,6 +174,16 @@ struct Frame {  // object = a * world + b
   float a[9];
   V3 b;
   V3 in(V3 p) const { return turn(a, p) + b; }
+  V3 out(V3 p) const {  // rows of a are orthogonal
+    const V3 d = p - b;
+    const float q[3] = {d.x, d.y, d.z};
+    V3 w{0, 0, 0};
+    for (int k = 0; k < 3; ++k) {
+      const V3 row{a[3 * k], a[3 * k + 1], a[3 * k + 2]};
+      w = w + row * (q[k] / dot(row, row));
+    }
+    return w;
+  }
   V3 dir(V3 d) const { return turn(a, d); }
   V3 normal(V3 n) const {
     return {a[0] * n.x + a[3] * n.y + a[6] * n.z, a[1] * n.x + a[4] * n.y + a[7] * n.z, a[2] * n.x + a[5] * n.y + a[8] * n.z};
@@ -240,9 +250,26 @@ const float* colour(const Prim& p, V3 w, V3 n) {
 
 struct Hit {
   const Prim* prim = nullptr;
-  float t = 0;
-  V3 n{0, 0, 0};  // world
+  float t = 0, open = 1;  // open: ambient light left by occlusion
+  V3 n{0, 0, 0};          // world
   float rgb[3] = {1, 1, 1};
+};
+
+struct Lens {
+  const float* c;  // camera to world, 3 x 4, OpenCV axes
+  float focal, width, shift;
+  V3 ray(float x, float y) const {
+    const float u = ((x + shift) / width - .5f) / focal, v = ((y + shift) / width - .5f) / focal;
+    const V3 d{c[0] * u + c[1] * v + c[2], c[4] * u + c[5] * v + c[6], c[8] * u + c[9] * v + c[10]};
+    return d * (1 / len(d));
+  }
+  // Pixel coordinates of a world point in front of the camera.
+  void project(V3 w, float* x, float* y) const {
+    const V3 d{w.x - c[3], w.y - c[7], w.z - c[11]};
+    const float z = c[2] * d.x + c[6] * d.y + c[10] * d.z;
+    *x = ((c[0] * d.x + c[4] * d.y + c[8] * d.z) / z * focal + .5f) * width - shift;
+    *y = ((c[1] * d.x + c[5] * d.y + c[9] * d.z) / z * focal + .5f) * width - shift;
+  }
 };
 
 struct Object {
@@ -251,14 +278,52 @@ struct Object {
   float unit;  // object lengths per world length
 };
 
-Hit trace(const Object& obj, V3 origin, V3 dir) {  // dir of unit length, world frame
+const int TILE = 8;
+
+// The primitives that a square of pixels may see, by the projected corners of their boxes; cuts follow their solids.
+struct Tiles {
+  std::vector<Field> list;
+  int side;
+  Tiles(const Object& obj, const Lens& lens, int size) : list(((size + TILE - 1) / TILE) * ((size + TILE - 1) / TILE)) {
+    side = (size + TILE - 1) / TILE;
+    int x0 = 0, x1 = -1, y0 = 0, y1 = -1;
+    for (int i = 0; i < obj.all.n; ++i) {
+      const Prim& p = *obj.all.list[i];
+      if (p.cut == 0) {
+        float lo[2] = {1e9f, 1e9f}, hi[2] = {-1e9f, -1e9f};
+        for (int k = 0; k < 8; ++k) {
+          const float l[3] = {p.mid[0] + (k & 1 ? 1 : -1) * p.half[0], p.mid[1] + (k & 2 ? 1 : -1) * p.half[1],
+                              p.mid[2] + (k & 4 ? 1 : -1) * p.half[2]};
+          const float* r = p.rot;
+          const V3 w{p.pos[0] + r[0] * l[0] + r[3] * l[1] + r[6] * l[2], p.pos[1] + r[1] * l[0] + r[4] * l[1] + r[7] * l[2],
+                     p.pos[2] + r[2] * l[0] + r[5] * l[1] + r[8] * l[2]};
+          float q[2];
+          lens.project(obj.frame.out(w), q, q + 1);
+          for (int j = 0; j < 2; ++j) lo[j] = std::min(lo[j], q[j]), hi[j] = std::max(hi[j], q[j]);
+        }
+        x0 = std::max(0, int(std::floor((lo[0] - 1.5f) / TILE))), x1 = std::min(side - 1, int((hi[0] + 1.5f) / TILE));
+        y0 = std::max(0, int(std::floor((lo[1] - 1.5f) / TILE))), y1 = std::min(side - 1, int((hi[1] + 1.5f) / TILE));
+      }
+      for (int y = y0; y <= y1; ++y)
+        for (int x = x0; x <= x1; ++x) {
+          Field& f = list[y * side + x];
+          f.list[f.n++] = &p;
+        }
+    }
+  }
+  const Field& at(int x, int y) const { return list[(y / TILE) * side + x / TILE]; }
+};
+
+// The first hit of a ray from `origin` along the unit vector `dir`, among the primitives `seen`. Where `like` is a hit close
+// by, on the same primitive and facing the same way, its ambient occlusion is taken over.
+Hit trace(const Object& obj, const Field& seen, V3 origin, V3 dir, const Hit* like = nullptr) {
   const V3 light{0.34f, 0.84f, 0.42f};
   const V3 o = obj.frame.in(origin), d = obj.frame.dir(dir);
   const float inv = 1 / len(d), eps = 1.0e-3f * obj.unit;
   Field near;
   float t = 1e9f, end = 0, group = -1;
-  for (int i = 0; i < obj.all.n; ++i) {
-    const Prim* p = obj.all.list[i];
+  for (int i = 0; i < seen.n; ++i) {
+    const Prim* p = seen.list[i];
     float t0, t1;
     if (p->cut != 0) {
       if (p->group == group) near.list[near.n++] = p;
@@ -277,36 +342,30 @@ Hit trace(const Object& obj, V3 origin, V3 dir) {  // dir of unit length, world 
   if (!found) return hit;
   const V3 p = o + d * t;
   const float e = 1.2f * eps;
-  const float s0 = near.at(p + V3{e, -e, -e}), s1 = near.at(p + V3{-e, -e, e});
-  const float s2 = near.at(p + V3{-e, e, -e}), s3 = near.at(p + V3{e, e, e});
+  const float s0 = distance(*own, local(*own, p + V3{e, -e, -e})), s1 = distance(*own, local(*own, p + V3{-e, -e, e}));
+  const float s2 = distance(*own, local(*own, p + V3{-e, e, -e})), s3 = distance(*own, local(*own, p + V3{e, e, e}));
   V3 n{s0 - s1 - s2 + s3, -s0 - s1 + s2 + s3, -s0 + s1 - s2 + s3};
   const float nl = len(n);
   n = nl > 1e-12f ? n * (1 / nl) : d * -inv;
-  float occlusion = 0, weight = 1;
-  for (int i = 1; i <= 3; ++i, weight *= .55f) {
-    const float h = .025f * obj.unit * i;
-    occlusion += (h - obj.all.at(p + n * h)) * weight;
-  }
+  if (dot(n, d) > 0) n = n * -1.f;  // the inside of what was cut away
   V3 w = obj.frame.normal(n);
   w = w * (1 / len(w));
-  if (dot(w, dir) > 0) w = w * -1.f;
-  const float open = clamp(1 - 3.2f * occlusion / obj.unit, .55f, 1);
-  const float shade = (.64f + .17f * w.y + .28f * std::max(0.f, dot(w, light))) * open;
+  if (like && like->prim == own && dot(like->n, w) > .8f) {
+    hit.open = like->open;
+  } else {
+    float occlusion = 0, weight = 1;
+    for (int i = 1; i <= 3; ++i, weight *= .55f) {
+      const float h = .025f * obj.unit * i;
+      occlusion += (h - obj.all.at(p + n * h)) * weight;
+    }
+    hit.open = clamp(1 - 3.2f * occlusion / obj.unit, .55f, 1);
+  }
+  const float shade = (.64f + .17f * w.y + .28f * std::max(0.f, dot(w, light))) * hit.open;
   const float* c = colour(*own, p, n);
   for (int k = 0; k < 3; ++k) hit.rgb[k] = clamp(c[k] * shade, 0, 1);
   hit.prim = own, hit.t = t, hit.n = w;
   return hit;
 }
-
-struct Lens {
-  const float* c;  // camera to world, 3 x 4, OpenCV axes
-  float focal, width, shift;
-  V3 ray(float x, float y) const {
-    const float u = ((x + shift) / width - .5f) / focal, v = ((y + shift) / width - .5f) / focal;
-    const V3 d{c[0] * u + c[1] * v + c[2], c[4] * u + c[5] * v + c[6], c[8] * u + c[9] * v + c[10]};
-    return d * (1 / len(d));
-  }
-};
 
 bool differ(const Hit& a, const Hit& b) {
   if (a.prim != b.prim) return true;
@@ -318,29 +377,35 @@ bool differ(const Hit& a, const Hit& b) {
 
 uint8_t byte(float x) { return static_cast<uint8_t>(clamp(x * 255 + .5f, 0, 255)); }
 
-// Colour and coverage of a pixel from a grid of samples in it.
-void supersample(const Object& obj, const Lens& lens, V3 eye, int x, int y, bool composite, uint8_t* rgb, uint8_t* mask) {
-  const int grid = 3;
+// Colour and coverage of a pixel from 3 x 3 samples in it, of which the middle one is known; canonical views, which need no
+// coverage, take the corners only.
+void supersample(const Object& obj, const Field& seen, const Lens& lens, V3 eye, int x, int y, const Hit& middle,
+                 bool composite, uint8_t* rgb, uint8_t* mask) {
   float sum[3] = {0, 0, 0};
-  int hits = 0;
-  for (int k = 0; k < grid * grid; ++k) {
-    const float ox = (k % grid + .5f) / grid - .5f, oy = (k / grid + .5f) / grid - .5f;
-    const Hit h = trace(obj, eye, lens.ray(x + ox, y + oy));
+  int hits = 0, total = 0;
+  for (int k = 0; k < 9; ++k) {
+    if (!composite && k % 2 == 1) continue;
+    const Hit h = k == 4 ? middle : trace(obj, seen, eye, lens.ray(x + (k % 3 - 1) / 3.f, y + (k / 3 - 1) / 3.f), &middle);
+    ++total;
     if (!h.prim) continue;
     ++hits;
     for (int c = 0; c < 3; ++c) sum[c] += h.rgb[c];
   }
-  const int total = composite ? grid * grid : std::max(hits, 1);
+  if (!composite) total = hits;
   for (int c = 0; c < 3; ++c) rgb[c] = byte((sum[c] + (total - hits)) / total);
-  if (composite) *mask = byte(hits / float(grid * grid));
+  if (composite) *mask = byte(hits / float(total));
 }
 
 void view(const Object& obj, const float* cam, bool canonical, float focal, int size, uint8_t* rgb, uint8_t* mask,
           float* depth, int8_t* normal) {
   const Lens lens{cam, focal, canonical ? size - 1.f : size, canonical ? 0.f : .5f};
   const V3 eye{cam[3], cam[7], cam[11]}, ahead{cam[2], cam[6], cam[10]};
+  const Tiles tiles(obj, lens, size);
   std::vector<Hit> hits(size * size);
-  for (int i = 0; i < size * size; ++i) hits[i] = trace(obj, eye, lens.ray(i % size, i / size));
+  for (int i = 0; i < size * size; ++i) {
+    const Field& seen = tiles.at(i % size, i / size);
+    if (seen.n) hits[i] = trace(obj, seen, eye, lens.ray(i % size, i / size));
+  }
   for (int y = 0; y < size; ++y)
     for (int x = 0; x < size; ++x) {
       const int i = y * size + x;
@@ -353,7 +418,8 @@ void view(const Object& obj, const float* cam, bool canonical, float focal, int 
         }
       mask[i] = h.prim ? 255 : 0;
       for (int k = 0; k < 3; ++k) rgb[3 * i + k] = byte(h.rgb[k]);
-      if (edge && (h.prim || !canonical)) supersample(obj, lens, eye, x, y, !canonical, rgb + 3 * i, mask + i);
+      if (edge && (h.prim || !canonical)) 
+        supersample(obj, tiles.at(x, y), lens, eye, x, y, h, !canonical, rgb + 3 * i, mask + i);
       if (!canonical || !h.prim) continue;
       depth[i] = h.t * dot(lens.ray(x, y), ahead);
       const float* c = cam;

@@ -17,7 +17,7 @@ FOCAL = 1422.222 / 1024  # of the image width
 RADIUS = 1.4  # distance of every camera from the origin
 ELEVATION = 20.0  # of the canonical views, degrees
 AZIMUTHS = (0.0, 90.0, 180.0, 270.0)
-FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
 
 @functools.cache
