@@ -22,14 +22,16 @@ class NonFiniteError(FloatingPointError):
     """A NaN or an infinity, with the prompt and the place it came from."""
 
 
-def require_finite(value: Float[Tensor, "B ..."], prompts: Sequence[str], what: str, where: str) -> None:
+def require_finite(
+    value: Float[Tensor, "B ..."], prompts: Sequence[str], what: str, where: str | Sequence[str]
+) -> None:
     """Check that every row is finite.
 
     Args:
         value: One row per prompt.
         prompts: B prompts.
         what: What the rows are, as in "non-finite WHAT for prompt ...".
-        where: The place, as in "at step 3".
+        where: The place, as in "at step 3", or one for each row.
 
     Raises:
         NonFiniteError: If a row is not; names the first one's prompt.
@@ -37,7 +39,8 @@ def require_finite(value: Float[Tensor, "B ..."], prompts: Sequence[str], what: 
     good = torch.isfinite(value).reshape(len(prompts), -1).all(1)
     if not bool(good.all()):
         row = int((~good).nonzero()[0])
-        raise NonFiniteError(f"non-finite {what} for prompt {prompts[row]!r} {where}")
+        place = where if isinstance(where, str) else where[row]
+        raise NonFiniteError(f"non-finite {what} for prompt {prompts[row]!r} {place}")
 
 
 def rollout(

@@ -51,8 +51,8 @@ class DiscreteVP:
     def index(self, t: Float[Tensor, "*B"]) -> Int[Tensor, "*B"]:
         """The entry nearest to time t, halves to even: t = 1 is num_steps - 1, t = 0 is 0.
 
-        The position is first rounded to 1e-3 of an entry, so that float32 times meet halves exactly and give the
-        integers of numpy's linspace(0, 999, K + 1).round(), which published samplers use.
+        The position is first rounded to 1e-3 of an entry, so that float32 times meet halves exactly. Published
+        samplers round numpy's linspace, whose own last digit decides some halves the other way (30 steps: 499).
         """
         position = t.double() * (self.num_steps - 1)
         return ((position * 1000).round() / 1000).round().long().clamp(0, self.num_steps - 1)

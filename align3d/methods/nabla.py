@@ -41,7 +41,9 @@ class Nabla:
     beta: float | None = None  # strength of the reward, in 1 / reward; None: measured before step 0 so that rho holds
     rho: float = 0.6  # with beta None: mean size of the asked-for change of the prediction, relative to the prediction
     weight: Literal["balanced", "paper"] = "balanced"  # of a transition: min(k^2, weight_max), or k^2 (1.4^2 to 1760^2)
-    weight_max: float = 4.0  # largest weight of a transition if balanced; above about 100 the last steps dominate
+    weight_max: float = (
+        4.0  # largest weight of a transition if balanced; k^2 is about 2 for most steps, 1e2 and 3e6 last
+    )
     transitions: int = 4  # trained per rollout: one from each of n - 1 equal parts of it, and the last; at least 2
     jacobian: bool = False  # whether the reward's gradient goes through the network as well: exact, one pass dearer
     attenuation: Literal["alpha_bar", "sqrt_alpha_bar", "none"] = "alpha_bar"  # factor on the gradient at noisy states
@@ -220,11 +222,12 @@ class Nabla:
             reward = score(model.decode(x0), batch.prompts, batch.rng)
             if reward.shape != (len(x),):
                 raise ValueError(f"nabla: the score must be of shape ({len(x)},), got {tuple(reward.shape)}")
-            require_finite(reward.detach(), batch.prompts, "reward", "in the reward gradient")
+            places = [f"at time {s:.3f}" for s in batch.s.tolist()]
+            require_finite(reward.detach(), batch.prompts, "reward", places)
             if not reward.requires_grad:
                 raise ValueError("nabla: the reward has no gradient; use a differentiable one")
             (grad,) = torch.autograd.grad(reward.sum(), x)
-        require_finite(grad, batch.prompts, "reward gradient", f"at time {batch.s.unique().tolist()}")
+        require_finite(grad, batch.prompts, "reward gradient", places)
         return grad, reward.detach().to(grad.dtype)
 
     def residual(self, model: BaseModel, batch: Transitions, grad: Float[Tensor, "R *L"]) -> Float[Tensor, "R *L"]:
