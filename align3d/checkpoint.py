@@ -1,0 +1,299 @@
+"""A run's folder: its configuration, its checkpoints, and going on from them to the last bit.
+
+    config.json                         what was run; written before the first update
+    metrics.jsonl                       exists only once a checkpoint does
+    checkpoints/step-NNNNNN/state.safetensors, state.json     after NNNNNN updates; step 0 included
+    adapter/                            the newest adapter, in the model's own layout
+
+Everything appears whole or not at all, in that order of trust: metrics.jsonl implies a checkpoint, a checkpoint implies
+config.json. So whenever a run is killed, what is there says exactly where to go on. A checkpoint that cannot be read
+is an error, never a reason to take an older one in silence: the error says which folder to delete for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from align3d.log import TEMPORARY, atomic_write, plain, provenance, read_json, sync_folder, temporary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")  # what torch.optim.AdamW keeps for each parameter it has moved
+MAY_CHANGE = ("loop.updates", "loop.checkpoint_every", "loop.keep", "loop.sample_every")  # without changing an update
+NOT_COMPARED = ("out", "resume")  # where a run lies and how it was called is no part of what it computes
+SHOWN = 6  # differing fields, or tensors, that an error names before it says how many more
+
+
+@dataclass(frozen=True)
+class State:
+    """All that one update hands to the next."""
+
+    adapter: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: dict[str, Tensor]  # running mean of each trainable parameter; empty without one
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything by name, copied to the CPU."""
+        found = {f"adapter/{name}": tensor for name, tensor in self.adapter.state_dict().items()}
+        for name, parameter in self.adapter.named_parameters():
+            for field, tensor in self.optimizer.state.get(parameter, {}).items():
+                found[f"optimizer/{field}/{name}"] = tensor
+        found |= {f"ema/{name}": tensor for name, tensor in self.ema.items()}
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in found.items()}
+
+    def shapes(self, moved: set[str]) -> dict[str, tuple[int, ...]]:
+        """Name to shape of what `tensors` gives once the optimiser has moved the parameters in `moved`."""
+        found = {f"adapter/{name}": tuple(tensor.shape) for name, tensor in self.adapter.state_dict().items()}
+        for name, parameter in self.adapter.named_parameters():
+            if name in moved and parameter.requires_grad:
+                found |= {
+                    f"optimizer/{field}/{name}": () if field == "step" else tuple(parameter.shape) for field in ADAM
+                }
+        return found | {f"ema/{name}": tuple(tensor.shape) for name, tensor in self.ema.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave, in place."""
+        with torch.no_grad():
+            for name, tensor in self.adapter.state_dict().items():
+                tensor.copy_(tensors[f"adapter/{name}"])
+            for name, tensor in self.ema.items():
+                tensor.copy_(tensors[f"ema/{name}"])
+        for name, parameter in self.adapter.named_parameters():
+            if f"optimizer/step/{name}" in tensors:
+                step, *moments = (tensors[f"optimizer/{field}/{name}"] for field in ADAM)
+                moments = [moment.to(parameter.device) for moment in moments]
+                self.optimizer.state[parameter] = dict(
+                    zip(ADAM, [step, *moments], strict=True)
+                )  # AdamW counts on the CPU
+
+
+def steps(out: Path) -> list[Path]:
+    """The checkpoints in a run's folder, oldest first."""
+    found = (out / "checkpoints").glob("step-*")
+    return sorted((path for path in found if re.fullmatch(r"step-\d{6,12}", path.name) and path.is_dir()), key=step_of)
+
+
+def latest(out: Path) -> Path | None:
+    """The folder of a run's newest checkpoint, unread; None if there is none."""
+    return next(reversed(steps(out)), None)
+
+
+def step_of(path: Path) -> int:
+    """The number of updates after which a checkpoint was made, from its name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def save(out: Path, step: int, state: State, keep: int) -> Path:
+    """Write a checkpoint, then delete old ones.
+
+    Args:
+        out: The run's folder.
+        step: Updates done.
+        state: What to write.
+        keep: How many checkpoints stay, this one included; 0 keeps all.
+
+    Returns:
+        The checkpoint's folder. It must not exist yet.
+    """
+    final = out / "checkpoints" / f"step-{step:06}"
+    temp = temporary(final)
+    shutil.rmtree(temp, ignore_errors=True)
+    temp.mkdir(parents=True)
+    data = to_bytes(state.tensors(), metadata={"format": "pt"})
+    about = {"step": step, "bytes": len(data), "blake2b": hashlib.blake2b(data).hexdigest()}
+    atomic_write(temp / "state.safetensors", data)
+    atomic_write(temp / "state.json", dump(about))
+    temp.rename(final)
+    sync_folder(final.parent)
+    prune(out, keep)
+    return final
+
+
+def prune(out: Path, keep: int) -> None:
+    """Delete all checkpoints but the `keep` newest; 0 keeps all."""
+    for old in steps(out)[:-keep] if keep else []:
+        gone = temporary(old)  # renamed first: a half-deleted folder must not look like a checkpoint
+        old.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def load(path: Path, state: State) -> int:
+    """Take over a checkpoint.
+
+    Args:
+        path: Its folder, as `latest` gives it.
+        state: What to overwrite; untouched if there is an error.
+
+    Returns:
+        The number of updates done.
+
+    Raises:
+        ValueError: If a file is missing, cut short, altered or made by another model; one line that names the file and
+            what to do.
+    """
+    try:
+        step, tensors = read(path, state)
+    except ValueError as error:
+        older = [step_of(other) for other in steps(path.parent.parent) if step_of(other) < step_of(path)]
+        remedy = (
+            f"delete {path} to go on from update {older[-1]}" if older else "no older one is left, start anew elsewhere"
+        )
+        raise ValueError(f"{error}; {remedy}") from None
+    state.restore(tensors)
+    return step
+
+
+def read(path: Path, state: State) -> tuple[int, dict[str, Tensor]]:
+    """The step and the tensors of a checkpoint, checked before anything of their size is allocated."""
+    about, file = read_json(path / "state.json"), path / "state.safetensors"
+    if about.get("step") != step_of(path):
+        raise ValueError(f"{path / 'state.json'}: says update {about.get('step')!r}, its folder says {step_of(path)}")
+    if not file.is_file():
+        raise ValueError(f"{file}: missing")
+    if file.stat().st_size != about.get("bytes"):
+        raise ValueError(
+            f"{file}: {file.stat().st_size} bytes instead of {about.get('bytes')}, cut short or overwritten"
+        )
+    with file.open("rb") as handle:
+        if hashlib.file_digest(handle, "blake2b").hexdigest() != about.get("blake2b"):
+            raise ValueError(f"{file}: damaged, its checksum is not the one in state.json")
+    try:
+        with safe_open(file, framework="pt") as content:
+            have = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+            check_shapes(file, have, state)
+            return about["step"], {name: content.get_tensor(name) for name in have}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged ({error})") from None
+
+
+def check_shapes(file: Path, have: dict[str, tuple[int, ...]], state: State) -> None:
+    """Refuse tensors that are not exactly those of the run."""
+    want = state.shapes(
+        {name.split("/", 2)[2] for name in have if name.startswith("optimizer/") and name.count("/") > 1}
+    )
+    wrong = [f"{name} is missing" for name in want.keys() - have.keys()]
+    wrong += [f"{name} is unknown" for name in have.keys() - want.keys()]
+    wrong += [
+        f"{n} is {list(have[n])} instead of {list(want[n])}" for n in want.keys() & have.keys() if have[n] != want[n]
+    ]
+    if wrong:
+        raise ValueError(f"{file}: made by another model, {listed(sorted(wrong))}")
+
+
+def record(config: dict[str, Any], prompts: Sequence[str], processes: int) -> dict[str, Any]:
+    """What config.json holds: the configuration as JSON has it, what the updates depend on besides, and provenance."""
+    digest = hashlib.blake2b("\n".join(prompts).encode(), digest_size=16).hexdigest()
+    inputs = {"prompts": len(prompts), "prompts_blake2b": digest, "processes": processes}
+    return {"config": plain(config), "inputs": inputs, **provenance()}
+
+
+def examine(out: Path, wanted: dict[str, Any], resume: bool) -> None:
+    """Refuse a folder that a run cannot use, before any work; makes the folder, writes nothing over.
+
+    Args:
+        out: The run's folder.
+        wanted: What `record` gave for this run.
+        resume: Whether the folder should hold an earlier start of the same run.
+
+    Raises:
+        FileExistsError: If there is something in it already, without `resume`.
+        FileNotFoundError: If it is not there, with `resume`.
+        ValueError: If it cannot be written, holds no run, or one of another configuration, whose fields are named.
+    """
+    try:
+        there = [path for path in out.iterdir() if not path.name.startswith(TEMPORARY)] if out.is_dir() else []
+        if resume and not out.exists():
+            raise FileNotFoundError(
+                f"{out} is not there, so there is no run to resume; check the path, or do not resume"
+            )
+        if there and not resume:
+            raise FileExistsError(f"{out} exists already; resume the run in it, or choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out, prefix=TEMPORARY):
+            pass
+    except (FileExistsError, FileNotFoundError) as error:
+        if error.errno is None:  # ours
+            raise
+        raise ValueError(f"cannot make the folder {out}: {error.strerror}; choose another") from None
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder") from None
+    if there:
+        if not (out / "config.json").exists():
+            raise ValueError(f"{out} holds no config.json, so it is no run that can be resumed; choose another folder")
+        compare(out, read_json(out / "config.json"), wanted)
+    if (out / "metrics.jsonl").exists() and latest(out) is None:
+        raise ValueError(
+            f"{out / 'checkpoints'} holds no checkpoint, so the run cannot be resumed; start anew elsewhere"
+        )
+
+
+def compare(out: Path, had: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a configuration that would not give the updates that the run in `out` was giving."""
+    old, new = ({**flat(r.get("config")), **flat(r.get("inputs"), "inputs.")} for r in (had, wanted))
+    differ = [
+        f"{key} was {old.get(key, 'absent')!r}, now {new.get(key, 'absent')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in MAY_CHANGE and key not in NOT_COMPARED
+    ]
+    if differ:
+        raise ValueError(f"{out} has another configuration: {listed(differ)}; give the same, or choose another folder")
+
+
+def begin(out: Path, wanted: dict[str, Any]) -> None:
+    """Write config.json and clear away what a killed start left unfinished.
+
+    A resumed run keeps the provenance of its first start; of the configuration, what may change is brought up to date.
+    """
+    for path in (*out.glob(f"{TEMPORARY}*"), *out.glob(f"*/{TEMPORARY}*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    path = out / "config.json"
+    had = read_json(path) if path.exists() else {}
+    if had.get("config") != wanted["config"]:
+        atomic_write(path, dump({**wanted, **had, "config": wanted["config"]}))
+
+
+def replace_files(source: Path, folder: Path) -> None:
+    """Move the files in `source` into `folder` one by one, so that no reader ever finds one missing or half written."""
+    folder.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+        path.replace(folder / path.name)
+    sync_folder(folder)
+    source.rmdir()
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys; anything else as nothing."""
+    found: dict[str, Any] = {}
+    for key, item in value.items() if isinstance(value, dict) else ():
+        found |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return found
+
+
+def listed(items: list[str]) -> str:
+    """The first few, and how many more."""
+    return "; ".join(items[:SHOWN]) + (f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+
+
+def dump(value: dict[str, Any]) -> str:
+    """JSON that people can read."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,269 @@
+"""What a run writes while it goes: files that appear whole, one line of numbers per update, progress for people."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEMPORARY = ".tmp-"  # how the name of everything unfinished begins; `sweep` removes it after a crash
+PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "transformers", "peft")  # whose versions a run records
+MAX_JSON = 1 << 24  # bytes of a JSON file, or of one line of metrics, that we are willing to read
+MAX_SHOWN = 1e9  # seconds; a longer time left is not worth a number
+
+
+def temporary(path: Path) -> Path:
+    """The name under which `path` is written before it is renamed."""
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut; does nothing where folders cannot be synced."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a file that is either there whole or not there: temporary name, fsync, rename.
+
+    Args:
+        path: The file; replaced if it exists. Its folder must exist.
+        data: All of its content; text is written as UTF-8.
+
+    Raises:
+        OSError: If the disk refuses; the old file, if any, is untouched.
+    """
+    temp = temporary(path)
+    try:
+        with temp.open("wb") as handle:
+            handle.write(data.encode() if isinstance(data, str) else data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temp.replace(path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        ValueError: If it is missing, too large, or no JSON object; one line that names the file.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON:
+            raise ValueError(f"{path}: {size} bytes, more than the {MAX_JSON} that such a file may have")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: damaged, holds {type(value).__name__} instead of an object")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """The same value as JSON would give it back: tuples as lists, paths and other objects as text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def provenance() -> dict[str, Any]:
+    """What made this run: versions of the packages, git commit of this package (or None), command line."""
+    import align3d
+
+    versions = {"align3d": align3d.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, "git": git_commit(Path(align3d.__file__).parent.parent), "command": list(sys.argv)}
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out in `folder`, with "-dirty" after it if files differ; None if it is no checkout."""
+    if not (folder / ".git").exists():  # else an installed copy would report the repository around it
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def read_metrics(path: Path, rows: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, in order; row i has step i + 1.
+
+    Args:
+        path: The file; may be missing, which means no rows.
+        rows: Stop after this many, and require them all; what follows is not looked at. None reads to the end and
+            leaves out a last line that was cut short.
+
+    Raises:
+        ValueError: If a row is damaged, out of order or missing; names the file and the line.
+    """
+    found: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open("rb") as handle:
+            while (rows is None or len(found) < rows) and (line := handle.readline(MAX_JSON)):
+                try:
+                    row = json.loads(line)
+                    whole = line.endswith(b"\n") and isinstance(row, dict) and row.get("step") == len(found) + 1
+                except ValueError:
+                    whole = False
+                if not whole:
+                    if rows is None and not handle.read(1):
+                        break
+                    raise ValueError(f"{path}: line {len(found) + 1} is damaged; restore the file")
+                found.append(row)
+    if rows is not None and len(found) < rows:
+        raise ValueError(f"{path}: {len(found)} rows, but the checkpoint is from update {rows}; restore the file")
+    return found
+
+
+class Metrics:
+    """The rows of a run, each on disk as soon as it is known.
+
+    Args:
+        path: metrics.jsonl; None keeps the rows in memory only.
+        rows: How many of the rows already in the file stand; the rest, written after the last checkpoint, goes.
+
+    Raises:
+        ValueError: If one of the rows that stand cannot be read.
+    """
+
+    def __init__(self, path: Path | None, rows: int = 0):
+        self.rows: list[dict[str, Any]] = []
+        self.handle = None
+        if path is not None:
+            self.rows = read_metrics(path, rows)
+            atomic_write(path, "".join(map(as_line, self.rows)))
+            self.handle = path.open("ab", buffering=0)  # a row is one write: the kernel keeps it if we are killed
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.handle is not None:
+            self.handle.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        self.rows.append(row)
+        if self.handle is not None:
+            self.handle.write(as_line(row).encode())
+
+    def sync(self) -> None:
+        """Make all rows survive a power cut; called before the checkpoint that counts on them."""
+        if self.handle is not None:
+            os.fsync(self.handle.fileno())
+
+
+def as_line(row: dict[str, Any]) -> str:
+    """A row as one line of JSON; a number that is not finite becomes null."""
+    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}) + "\n"
+
+
+def peak_memory(like: Tensor) -> float:
+    """The most memory in use so far, in MiB: of the GPU if `like` lies on one, else of this process."""
+    import torch
+
+    if like.is_cuda:
+        return torch.cuda.max_memory_allocated(like.device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3:05, 2:03:05."""
+    if not seconds < MAX_SHOWN:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+class Progress:
+    """How far a run is: a bar on a terminal, elsewhere a plain line now and then.
+
+    Args:
+        total: Updates in all.
+        done: Updates done before this start.
+        show: False shows nothing.
+        every: Seconds between plain lines, at least; the first and the last update always get one.
+        stream: A text stream; None is standard error.
+    """
+
+    def __init__(self, total: int, done: int = 0, show: bool = True, every: float = 10.0, stream: Any = None):
+        self.total, self.done, self.show, self.every = total, done, show, every
+        self.stream = sys.stderr if stream is None else stream
+        self.times = deque(
+            [time.perf_counter()], maxlen=21
+        )  # when the last updates ended: their pace, pictures and all
+        self.printed = -math.inf
+        self.bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if self.show and self.stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("update"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self.bar = Bar(*columns, console=Console(file=self.stream), refresh_per_second=2)
+            self.bar.add_task("", total=self.total, completed=self.done)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Show a finished update: its reward if it has one, its seconds, and the time left."""
+        self.done, now = row["step"], time.perf_counter()
+        self.times.append(now)
+        pace = (now - self.times[0]) / (len(self.times) - 1)
+        parts = [f"reward {row['reward']:.4g}"] if "reward" in row else []
+        parts += [f"{row['seconds']:.2f} s/step", f"{duration(pace * (self.total - self.done))} left"]
+        text = "  ".join(parts)
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=self.done, description=text)
+        elif self.show and (now - self.printed >= self.every or self.done == self.total):
+            self.printed = now
+            print(f"update {self.done}/{self.total}  {text}", file=self.stream, flush=True)

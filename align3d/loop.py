@@ -1,0 +1,392 @@
+"""The training loop: the only place that runs losses backwards and steps the optimiser.
+
+A method yields losses; this file turns them into updates of `model.adapter`, the same ones whether the samples of an
+update come in one batch, in several rollouts or in several processes, and whether or not the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from align3d.rng import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from align3d.types import BaseModel, Method, Score, StepLoss
+
+    Hook = Callable[[int, BaseModel], None]  # called with the number of updates done
+
+BEFORE = -1  # the step whose randomness `prepare` gets
+PREPARE_ROWS = 8  # samples that `prepare` sees, at most: all processes hold all of them
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How long and how fast to train, and how often to save."""
+
+    updates: int = 60  # rounds of sampling and learning
+    batch_size: int = 8  # samples per rollout and process
+    accumulate: int = 1  # rollouts per update; 2 of batch 4 give the update of one of batch 8, in half the memory
+    learning_rate: float = 3e-3  # of AdamW, after the warm-up
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of AdamW's two running means, per optimiser step
+    weight_decay: float = 1e-4  # of AdamW: pull of the adapter towards zero, per step and unit of learning rate
+    warmup: int = 5  # updates during which the learning rate rises from 1 / warmup of its value; 0 = none
+    max_grad_norm: float = 1.0  # L2 norm to which the adapter's gradient is clipped; 0 = no clipping
+    ema: float = 0.0  # decay per optimiser step of a running mean of the adapter, saved in adapter-ema/; 0 = none
+    checkpoint_every: int = 10  # updates between checkpoints
+    keep: int = 2  # newest checkpoints that stay on disk; 0 = all
+    sample_every: int = 0  # updates between sample pictures, also made before the first and after the last; 0 = none
+    seed: int = 0  # of everything random; same seed, same machine: same bits
+
+    def __post_init__(self) -> None:
+        """Check every field that has limits."""
+        least = {"updates": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "checkpoint_every": 1, "keep": 0}
+        for name, low in (least | {"sample_every": 0, "weight_decay": 0.0, "max_grad_norm": 0.0, "ema": 0.0}).items():
+            if not low <= getattr(self, name) < math.inf:
+                raise ValueError(f"loop.{name} must be at least {low} and finite, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"loop.learning_rate must be above 0 and finite, got {self.learning_rate}")
+        for name, decay in (("ema", self.ema), *(("betas", beta) for beta in self.betas)):
+            if not 0 <= decay < 1:
+                raise ValueError(f"loop.{name} must be in [0, 1), got {decay}")
+
+    def rate(self, update: int) -> float:
+        """The learning rate of an update, counted from 0."""
+        return self.learning_rate * min(1.0, (update + 1) / max(1, self.warmup))
+
+
+def fit(
+    model: BaseModel,
+    method: Method,
+    score: Score,
+    prompts: Sequence[str],
+    loop: Loop,
+    *,
+    out: Path | None = None,
+    config: dict[str, Any] | None = None,
+    resume: bool = False,
+    hooks: Sequence[Hook] = (),
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train the model's adapter, in place.
+
+    Args:
+        model: The generator; its adapter must be as it was when a run that is resumed first started.
+        method: Gives the losses. If it has `prepare(model, score, times, prompts, rng)`, that is called once before
+            the first update, with one prompt per row of `rng`, and gives the method to use.
+        score: Scenes to rewards.
+        prompts: The pool that each sample's prompt is drawn from.
+        loop: Hyperparameters.
+        out: The run's folder, made here; None writes nothing.
+        config: The resolved configuration for config.json; None takes what the method and the loop say of themselves.
+        resume: Go on from the newest checkpoint in `out`, to the same bits as if the run had never stopped.
+        hooks: Called in the first process with the number of updates done and the model, before the first update,
+            after every `loop.sample_every` and after the last; not at all if that is 0.
+        progress: Whether to show progress on standard error.
+
+    Returns:
+        The rows of metrics.jsonl, one per update, averaged over processes; those from before a resume too, in the
+        first process.
+
+    Raises:
+        ValueError: If something cannot work; before the first update wherever that can be known.
+        FileExistsError: If `out` has something in it, without `resume`.
+        FileNotFoundError: If there is no `out`, with `resume`.
+        FloatingPointError: If a loss or a gradient is not finite; names the update and the prompts. The last checkpoint
+            is as it was.
+        KeyboardInterrupt: After Ctrl-C: the update is finished and saved. A second Ctrl-C does not wait.
+    """
+    from align3d import checkpoint, distributed, log
+
+    check(model, method, score, prompts)
+    wanted = checkpoint.record(describe(method, loop) if config is None else config, prompts, distributed.world())
+    if out is not None:
+        distributed.on_first(lambda: checkpoint.examine(out, wanted, resume))
+    run = Run.start(model, method, score, prompts, loop)
+
+    def look(done: int) -> None:
+        if loop.sample_every and (done % loop.sample_every == 0 or done == loop.updates):
+            distributed.on_first(lambda: [hook(done, model) for hook in hooks])
+
+    done = open_run(run, out, wanted, look)
+    rows = out / "metrics.jsonl" if out is not None and distributed.rank() == 0 else None
+    bar = log.Progress(loop.updates, done, show=progress and distributed.rank() == 0)
+    with log.Metrics(rows, done) as metrics, Interrupts(tell=progress) as interrupts, bar:
+        while done < loop.updates:
+            row = run.update(done)
+            done += 1
+            metrics.write(row)
+            bar.row(row)
+            look(done)
+            stop = distributed.anyone(interrupts.pending)
+            if out is not None and (stop or done % loop.checkpoint_every == 0 or done == loop.updates):
+                metrics.sync()
+                distributed.on_first(lambda: run.save(out, done))  # noqa: B023  called at once
+            if stop:
+                saved = f"; its state is in {out}, resume to go on" if out is not None else ""
+                raise KeyboardInterrupt(f"stopped after update {done} of {loop.updates}{saved}")
+    return metrics.rows
+
+
+def open_run(run: Run, out: Path | None, wanted: dict[str, Any], look: Callable[[int], None]) -> int:
+    """Load the newest checkpoint, or write the one of step 0 with what precedes it; returns the updates done."""
+    from align3d import checkpoint, distributed
+
+    newest = None if out is None else checkpoint.latest(out)
+    if newest is None:
+        if out is not None:
+            distributed.on_first(lambda: checkpoint.begin(out, wanted))
+        look(0)
+        if out is not None:
+            distributed.on_first(lambda: checkpoint.save(out, 0, run.state, run.loop.keep))
+        return 0
+    done = checkpoint.load(newest, run.state)
+    if done > run.loop.updates:
+        raise ValueError(f"{out} has done {done} updates already, loop.updates is {run.loop.updates}; ask for more")
+    distributed.on_first(lambda: checkpoint.begin(out, wanted))  # nothing is touched before the checkpoint is read
+    distributed.on_first(lambda: checkpoint.prune(out, run.loop.keep))  # the run may have been killed before it could
+    if done == run.loop.updates:
+        distributed.on_first(lambda: run.export(out))
+    return done
+
+
+def check(model: BaseModel, method: Method, score: Score, prompts: Sequence[str]) -> None:
+    """Refuse, before any work, what cannot work.
+
+    Raises:
+        ValueError: If there are no prompts, nothing to train, or no gradient where one is needed.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
+    if not any(p.requires_grad for p in model.adapter.parameters()):
+        raise ValueError(f"the adapter of {type(model).__name__} has no trainable parameters; add one before training")
+    reward = getattr(score, "reward", None)  # a bare function may score too, and is trusted
+    if method.needs_gradient and not getattr(reward, "differentiable", True):
+        needs = f"method {type(method).__name__} needs the gradient of the reward, and reward {type(reward).__name__}"
+        raise ValueError(f"{needs} has none; choose a differentiable reward, or a method that does without")
+
+
+def describe(method: Method, loop: Loop) -> dict[str, Any]:
+    """The configuration of a run that was started from Python, as far as its parts know it."""
+    fields = asdict(method) if is_dataclass(method) else {}
+    return {"method": {"name": type(method).__name__, **fields}, "loop": asdict(loop)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from update to update, and the state that does not."""
+
+    model: BaseModel
+    method: Method
+    score: Score
+    prompts: Sequence[str]
+    loop: Loop
+    times: Tensor
+    state: Any  # checkpoint.State: adapter, optimiser, EMA
+    trainable: dict[str, nn.Parameter] = field(repr=False)
+
+    @classmethod
+    def start(cls, model: BaseModel, method: Method, score: Score, prompts: Sequence[str], loop: Loop) -> Run:
+        """Everything as it is before the first update."""
+        import torch
+
+        from align3d import checkpoint, distributed
+
+        trainable = {name: p for name, p in model.adapter.named_parameters() if p.requires_grad}
+        distributed.broadcast(model.adapter.state_dict().values())
+        times = model.schedule.times(model.steps)
+        if hasattr(method, "prepare"):
+            # All processes see the same rows, which are the first of the batch of one process: same result everywhere.
+            size = min(PREPARE_ROWS, loop.batch_size * loop.accumulate * distributed.world())
+            rng = Streams.batch(loop.seed, BEFORE, 0, size)
+            method = method.prepare(model, score, times, draw(prompts, rng), rng)
+        adam = torch.optim.AdamW(
+            trainable.values(), lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay
+        )
+        ema = {name: p.detach().clone() for name, p in trainable.items()} if loop.ema else {}
+        state = checkpoint.State(model.adapter, adam, ema)
+        return cls(model, method, score, prompts, loop, times, state, trainable)
+
+    def update(self, update: int) -> dict[str, Any]:
+        """Sample, learn, and say how it went.
+
+        Args:
+            update: Counted from 0. With the seed, it determines every random choice.
+
+        Returns:
+            A row of numbers; "step" counts from 1.
+        """
+        from align3d import distributed, log
+
+        begun = time.perf_counter()
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = self.loop.rate(update)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        rollouts = [self.rollout(update, part) for part in range(self.loop.accumulate)]
+        seen: dict[str, list[float]] = defaultdict(list)
+        losses, norms = 0.0, []
+        while rollouts:  # each goes on until it wants a step, so that none runs ahead on an older adapter
+            parts = [self.backward(update, *rollout, seen) for rollout in rollouts]
+            rollouts = [rollout for rollout, loss in zip(rollouts, parts, strict=True) if loss is not None]
+            if rollouts:
+                losses += sum(loss for loss in parts if loss is not None)
+                norms.append(self.step(update, rollouts))
+        if not norms:
+            raise ValueError(
+                f"method {type(self.method).__name__} gave no loss with update=True in update {update + 1}"
+            )
+        numbers = {name: sum(values) / len(values) for name, values in seen.items()}
+        numbers |= {
+            "loss": losses / len(norms),
+            "grad_norm": sum(norms) / len(norms),
+            "memory_mib": log.peak_memory(self.times),
+        }
+        numbers = distributed.average_numbers({"seconds": time.perf_counter() - begun} | numbers)
+        return {"step": update + 1} | numbers | {"lr": self.loop.rate(update)}
+
+    def rollout(self, update: int, part: int) -> tuple[list[str], Iterator[StepLoss]]:
+        """The prompts and the losses, still to come, of one batch of an update."""
+        from align3d import distributed
+
+        batch = part * distributed.world() + distributed.rank()
+        rng = Streams.batch(self.loop.seed, update, batch * self.loop.batch_size, self.loop.batch_size)
+        prompts = draw(self.prompts, rng)
+        return prompts, iter(self.method.losses(self.model, self.score, self.times, prompts, rng))
+
+    def backward(
+        self, update: int, prompts: list[str], losses: Iterator[StepLoss], seen: dict[str, list[float]]
+    ) -> float | None:
+        """Run losses backwards until the method wants a step.
+
+        Returns:
+            The sum of those losses, with its weight in the update; None if the rollout is at its end.
+        """
+        total = None
+        for step in losses:
+            loss = float(step.loss.detach())
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss became {loss} in update {update + 1}, with {quoted(prompts)}")
+            (step.loss / self.loop.accumulate).backward()
+            total = (total or 0.0) + loss / self.loop.accumulate
+            for name, value in step.metrics.items():
+                seen[name].append(float(value))
+            wanted = step.update
+            del step  # its graph has to go before the method builds the next one
+            if wanted:
+                return total
+        if total is not None:
+            raise ValueError(
+                f"method {type(self.method).__name__} ended a rollout without update=True on its last loss"
+            )
+        return None
+
+    def step(self, update: int, rollouts: list[tuple[list[str], Iterator[StepLoss]]]) -> float:
+        """Average the gradients over the processes, clip, step; returns their norm before clipping."""
+        import torch
+
+        from align3d import distributed
+
+        parameters = list(self.trainable.values())
+        distributed.average_gradients(parameters)
+        if all(p.grad is None for p in parameters):
+            raise ValueError(
+                f"no gradient reached the adapter in update {update + 1}; its model must use it in predict"
+            )
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.loop.max_grad_norm or math.inf))
+        if not math.isfinite(norm):
+            prompts = [prompt for batch, _ in rollouts for prompt in batch]
+            raise FloatingPointError(f"a gradient became {norm} in update {update + 1}, with {quoted(prompts)}")
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        for name, mean in self.state.ema.items():
+            mean.lerp_(self.trainable[name].detach(), 1 - self.loop.ema)
+        return norm
+
+    def save(self, out: Path, done: int) -> None:
+        """Write a checkpoint and the adapter."""
+        from align3d import checkpoint
+
+        checkpoint.save(out, done, self.state, self.loop.keep)
+        self.export(out)
+
+    def export(self, out: Path) -> None:
+        """Write the adapter, and its running mean if there is one, as the model saves them (if it does)."""
+        import torch
+
+        if not hasattr(self.model, "save_adapter"):
+            return
+        self.export_to(out / "adapter")
+        if self.state.ema:
+            now = {name: p.detach().clone() for name, p in self.trainable.items()}
+            with torch.no_grad():
+                for name, p in self.trainable.items():
+                    p.copy_(self.state.ema[name])
+                try:
+                    self.export_to(out / "adapter-ema")
+                finally:
+                    for name, p in self.trainable.items():
+                        p.copy_(now[name])
+
+    def export_to(self, folder: Path) -> None:
+        """Have the model save its adapter, and put the files in their place one by one."""
+        from align3d import checkpoint, log
+
+        temp = log.temporary(folder)
+        temp.mkdir(exist_ok=True)
+        self.model.save_adapter(temp)
+        checkpoint.replace_files(temp, folder)
+
+
+def draw(prompts: Sequence[str], rng: Streams) -> list[str]:
+    """A prompt for each row, drawn from the pool with replacement."""
+    import torch
+
+    return [prompts[int(torch.randint(len(prompts), (), generator=g))] for g in rng.each("prompt")]
+
+
+def quoted(prompts: Sequence[str]) -> str:
+    """Prompts for an error message: each once, in order, eight at most."""
+    each = list(dict.fromkeys(prompts))
+    more = f" and {len(each) - 8} more" if len(each) > 8 else ""
+    return f"prompt{'s' if len(each) > 1 else ''} {', '.join(map(repr, each[:8]))}{more}"
+
+
+class Interrupts:
+    """Ctrl-C as a request: the first sets `pending`, the second raises KeyboardInterrupt as ever.
+
+    Args:
+        tell: Whether to say so on standard error.
+    """
+
+    def __init__(self, tell: bool):
+        self.pending, self.tell = False, tell
+        self.main = threading.current_thread() is threading.main_thread()  # nobody else may set handlers
+
+    def __enter__(self) -> Interrupts:
+        if self.main:
+            self.before = signal.signal(signal.SIGINT, self.first)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)
+
+    def first(self, *_: object) -> None:
+        """Take note of a first Ctrl-C, and leave the next one to Python."""
+        self.pending = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.tell:
+            with contextlib.suppress(OSError):  # not print: the handler may have interrupted one
+                os.write(2, b"\nfinishing this update, then saving; Ctrl-C again stops at once\n")

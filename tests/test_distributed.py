@@ -1,0 +1,90 @@
+"""Two processes give the update that one gives with twice the batch."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import PROMPTS, SMALL, FakeMethod, FakeModel, FakeScore, forked, steady, weights
+
+from align3d import distributed
+from align3d.log import read_metrics
+from align3d.loop import fit
+
+
+class Loud(FakeMethod):
+    """Sends a gradient to `unused` from the second process's rows alone."""
+
+    def losses(self, model, score, times, prompts, rng):
+        for step in super().losses(model, score, times, prompts, rng):
+            if any(key[2] >= 4 for key in rng.keys):
+                step = replace(step, loss=step.loss + model.adapter.unused.sum() * 4 / len(rng))
+            yield step
+
+
+def process(root: Path, rank: int, world: int) -> None:
+    """One of `world` processes that train on eight rows together, started with different adapters."""
+    if world > 1:
+        torch.distributed.init_process_group(init_method=f"file://{root}/meet", rank=rank, world_size=world)
+    model, seen = FakeModel(seed=rank), []
+    loop, out = replace(SMALL, batch_size=8 // world, sample_every=3), root / f"world-{world}"
+    hooks = [lambda done, model: seen.append(done)]
+    rows = fit(model, Loud(), FakeScore(), PROMPTS, loop, out=out, hooks=hooks, progress=False)
+    found = {"weights": weights(model), "rows": rows, "hooks": seen}
+    try:
+        fit(model, Loud(), FakeScore(), PROMPTS, loop, out=out, progress=False)
+    except (FileExistsError, RuntimeError) as error:
+        found["refused"] = type(error).__name__
+    (root / f"{world}-{rank}.json").write_text(json.dumps(found))
+
+
+def main(root: Path) -> None:
+    """One process, then two at a time."""
+    forked(lambda: process(root, 0, 1))
+    child = os.fork()
+    if child == 0:
+        os._exit(forked(lambda: process(root, 1, 2)))
+    if forked(lambda: process(root, 0, 2)) or os.waitpid(child, 0)[1]:
+        sys.exit("a process failed")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    paths = os.pathsep.join([str(Path(distributed.__file__).parent.parent), str(Path(__file__).parent)])
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert not done.returncode, done.stderr
+    one, first, second = (json.loads((tmp_path / name).read_text()) for name in ("1-0.json", "2-0.json", "2-1.json"))
+    assert first["weights"] == second["weights"]
+    assert first["weights"] != weights(FakeModel())
+    assert first["weights"]["unused"] != [1.0, 1.0]
+    for name, values in one["weights"].items():
+        torch.testing.assert_close(torch.tensor(first["weights"][name]), torch.tensor(values), rtol=0, atol=1e-6)
+    assert (
+        steady(first["rows"]) == steady(second["rows"]) == steady(read_metrics(tmp_path / "world-2" / "metrics.jsonl"))
+    )
+    for row, other in zip(steady(one["rows"]), steady(first["rows"]), strict=True):
+        assert other == pytest.approx(row, abs=1e-5)
+    assert first["hooks"] == one["hooks"] == [0, 3, 6] and second["hooks"] == []
+    assert (first["refused"], second["refused"]) == ("FileExistsError", "RuntimeError")
+
+
+def test_alone_everything_is_the_identity():
+    value = torch.ones(2)
+    assert distributed.average(value) is value
+    assert (distributed.rank(), distributed.world(), distributed.anyone(True)) == (0, 1, True)
+    assert distributed.on_first(lambda: 3) == 3
+    distributed.start({})
+    distributed.start({"WORLD_SIZE": "1"})
+    assert not distributed.active() and asdict(SMALL)["seed"] == 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).zero_grad()  # imports for seconds, once for all processes
+    main(Path(sys.argv[1]))
