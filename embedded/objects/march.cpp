@@ -140,7 +140,7 @@ float distance(const Prim& q, V3 p) {
 }
 
 struct Field {  // the primitives that matter for a ray, in order of groups: solids, then what is cut from them
-  const Prim* list[96];
+  const Prim* list[256];
   int n = 0;
 
   float at(V3 w, const Prim** own = nullptr) const {
@@ -440,7 +440,7 @@ extern "C" int march(int count, const int32_t* offsets, const float* prims, cons
                      const float* cams, float focal, int size, uint8_t* rgb, uint8_t* mask, float* depth, int8_t* normal,
                      int threads) {
   for (int o = 0; o < count; ++o)
-    if (offsets[o + 1] - offsets[o] > 96) return 1;
+    if (offsets[o + 1] - offsets[o] > 256) return 1;
   const int64_t area = int64_t(size) * size;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (int o = 0; o < count; ++o) {

@@ -82,7 +82,7 @@ def march(
         size), camera z, 0 where nothing is; normal int8 (n, canonical, size, size, 3), unit x 127, camera frame.
 
     Raises:
-        ValueError: If an object has more than 96 primitives.
+        ValueError: If an object has more than 256 primitives.
     """
     n, views = cameras.shape[:2]
     offsets = np.concatenate([[0], np.cumsum([len(p) for p, _ in objects])]).astype(np.int32)
@@ -96,5 +96,5 @@ def march(
         n, *address[:3], views, canonical, address[3], ctypes.c_float(FOCAL), size, *address[4:], threads
     )
     if failed:
-        raise ValueError("an object has more than 96 primitives; the tracer's lists end there")
+        raise ValueError("an object has more than 256 primitives; the tracer's lists end there")
     return rgb, mask, depth, normal
