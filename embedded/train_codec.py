@@ -129,7 +129,7 @@ def main() -> None:
         share, variance = pca(codec, some.flatten(0, 1))
         print(f"principal components explain {share:.3f}", flush=True)
     optimizers = Optimizers(
-        codec, ("encoder.1.", "encoder.9.", "refine.3.", "linear", "tokens", "positions"), 0.01, 1e-3
+        codec, ("encoder.1.", "encoder.7.", "refine.3.", "linear", "tokens", "positions"), 0.01, 1e-3
     )
     trainer = Trainer(codec, optimizers, args.out, args.minutes * 60)
     print(f"{sum(p.numel() for p in codec.parameters()):,} parameters, {len(shards)} objects", flush=True)

@@ -44,7 +44,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         latent_channels: int = 8,
         num_views: int = 4,
         sample_size: int = 64,
-        encoder_channels: tuple[int, int, int] = (48, 64, 96),
+        encoder_channels: tuple[int, int] = (80, 128),
         decoder_dim: int = 160,
         decoder_layers: int = 4,
         decoder_heads: int = 5,
@@ -52,21 +52,19 @@ class PatchCodec(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
     ):
         super().__init__()
-        a, b, c = encoder_channels
+        a, b = encoder_channels
         grid = sample_size // PATCH
         self.linear_in = nn.Conv2d(12, latent_channels, PATCH, PATCH)
         self.linear_out = nn.ConvTranspose2d(latent_channels, 12, PATCH, PATCH)
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(48, a, 3, padding=1),
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(192, a, 3, padding=1),
             ResBlock(a),
             nn.Conv2d(a, b, 3, 2, padding=1),
             ResBlock(b),
-            nn.Conv2d(b, c, 3, 2, padding=1),
-            ResBlock(c),
-            nn.GroupNorm(8, c),
+            nn.GroupNorm(8, b),
             nn.SiLU(),
-            nn.Conv2d(c, latent_channels, 3, padding=1),
+            nn.Conv2d(b, latent_channels, 3, padding=1),
         )
         self.tokens_in = nn.Linear(latent_channels, decoder_dim)
         self.positions = nn.Parameter(torch.randn(num_views, grid * grid, decoder_dim) * 0.02)
