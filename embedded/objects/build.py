@@ -1,8 +1,8 @@
 """A builder that lists the primitives of one object, and the placement that fits the list into the unit view.
 
-An object lives in its own frame, in any unit: Y up, front towards +Z (vehicles: towards +X). Each call adds one row for
-march.cpp. A row that is `cut` is taken away from the solids of the same group; every other row opens a new group unless it
-says `join`.
+An object lives in its own frame, in any unit: Y up, front towards +Z (vehicles: towards +X). Each call adds one row
+for march.cpp. A row that is `cut` is taken away from the solids of the same group; every other row opens a new group
+unless it says `join`.
 """
 
 from __future__ import annotations

@@ -226,16 +226,17 @@ def hourglass(b: Builder) -> None:
 
 def guitar(b: Builder) -> None:
     """A body with a waist, a hole, a long neck and a head; stands upright."""
-    b.disc((0, -0.62, 0), (0.56, 0.16, 0.5), b.main, rot=(90, 0, 0), r=0.05)
-    b.disc((0, 0.0, 0), (0.42, 0.16, 0.4), b.main, rot=(90, 0, 0), r=0.05)
-    b.box((0, -0.3, 0), (0.36, 0.3, 0.155), b.main, r=0.05)
-    b.tube((0, -0.2, 0.1), 0.09, 0.2, DARK, rot=(90, 0, 0), r=0.01)
-    b.box((0, -0.72, 0.17), (0.26, 0.07, 0.06), b.second)
-    b.box((0, 0.72, 0.08), (0.1, 0.75, 0.1), b.second)
-    b.box((0, 1.55, 0.05), (0.17, 0.22, 0.08), b.second)
+    wide = b.u(0.58, 0.68)
+    b.disc((0, -0.62, 0), (wide, 0.17, 0.5), b.main, rot=(90, 0, 0), r=0.05)
+    b.disc((0, 0.02, 0), (wide * 0.76, 0.17, 0.4), b.main, rot=(90, 0, 0), r=0.05)
+    b.box((0, -0.3, 0), (wide * 0.64, 0.3, 0.165), b.main, r=0.05)
+    b.tube((0, -0.2, 0.1), 0.1, 0.22, DARK, rot=(90, 0, 0), r=0.01)
+    b.box((0, -0.74, 0.18), (0.28, 0.08, 0.06), b.second)
+    b.box((0, 0.62, 0.1), (0.11, 0.62, 0.1), b.second)
+    b.box((0, 1.34, 0.05), (0.18, 0.22, 0.09), b.second)
     for s in (-1, 1):
-        for y in (1.46, 1.66):
-            b.ball((s * 0.22, y, 0.05), 0.07, CREAM)
+        for y in (1.25, 1.46):
+            b.ball((s * 0.24, y, 0.05), 0.08, CREAM)
 
 
 HOME = {

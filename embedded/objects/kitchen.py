@@ -155,21 +155,25 @@ def banana(b: Builder) -> None:
 
 def pumpkin(b: Builder) -> None:
     """Ribs all round, a stem, and a carved face."""
-    flat = b.u(0.52, 0.66)
+    flat = b.u(0.54, 0.68)
     for k in range(8):
         a = math.pi * (k + 0.5) / 4
-        b.ball((0.36 * math.cos(a), 0, 0.36 * math.sin(a)), (0.46, flat, 0.46), b.main * (1.0 if k % 2 else 0.93))
-    b.limb((0, flat - 0.1, 0), (0.1, flat + 0.3, 0), 0.13, b.second, tip=0.1)
-    face = np.array((0.12, 0.07, 0.03)) if b.chance(0.5) else FLAME
+        at = (0.36 * math.cos(a), 0, 0.36 * math.sin(a))
+        b.ball(at, (0.46, flat, 0.46), b.main * (1.0 if k % 2 else 0.93), join=k > 0)
+    face = np.array((0.10, 0.05, 0.02)) if b.chance(0.85) else np.array((1.0, 0.9, 0.35))
     for s in (-1, 1):
-        b.pyramid((s * 0.3, 0.08, 0.72), (0.17, 0.24, 0.2), face)
-    b.box((0, -0.2, 0.74), (0.34, 0.09, 0.14), face)
+        b.prism((s * 0.3, 0.06, 0.8), (0.19, 0.28, 0.3), face, cut=True)
+    b.prism((0, -0.08, 0.8), (0.1, 0.12, 0.25), face, cut=True)
+    b.box((0, -0.22, 0.8), (0.38, 0.1, 0.3), face, cut=True)
+    for x in (-0.14, 0.16):
+        b.box((x, -0.16, 0.7), (0.07, 0.06, 0.12), b.main, r=0.01)
+    b.limb((0, flat - 0.1, 0), (0.1, flat + 0.3, 0), 0.15, b.second, tip=0.12)
 
 
 def strawberry(b: Builder) -> None:
     """A cone with a round top, seeds and a crown of leaves."""
-    b.limb((0, 0.2, 0), (0, -0.6, 0), 0.62, b.main, tip=0.2)
-    for row, (y, r, n) in enumerate(((0.3, 0.62, 7), (0.02, 0.585, 7), (-0.26, 0.46, 6), (-0.52, 0.33, 4))):
+    b.limb((0, 0.2, 0), (0, -0.62, 0), 0.62, b.main, tip=0.17)
+    for row, (y, r, n) in enumerate(((0.3, 0.62, 7), (0.02, 0.585, 7), (-0.26, 0.47, 6))):
         for k in range(n):
             a = 2 * math.pi * (k + 0.5 * (row % 2)) / n
             b.ball((r * math.cos(a), y, r * math.sin(a)), (0.055, 0.075, 0.055), CREAM * (1.0, 0.95, 0.5))

@@ -29,15 +29,11 @@ struct Prim {
 };
 static_assert(sizeof(Prim) == 40 * sizeof(float), "Prim must match build.py");
 
-inline V3 local(const Prim& p, V3 w) {
-  const V3 d{w.x - p.pos[0], w.y - p.pos[1], w.z - p.pos[2]};
-  const float* r = p.rot;
-  return {r[0] * d.x + r[1] * d.y + r[2] * d.z, r[3] * d.x + r[4] * d.y + r[5] * d.z, r[6] * d.x + r[7] * d.y + r[8] * d.z};
-}
-
 inline V3 turn(const float* r, V3 d) {
   return {r[0] * d.x + r[1] * d.y + r[2] * d.z, r[3] * d.x + r[4] * d.y + r[5] * d.z, r[6] * d.x + r[7] * d.y + r[8] * d.z};
 }
+
+inline V3 local(const Prim& p, V3 w) { return turn(p.rot, w - V3{p.pos[0], p.pos[1], p.pos[2]}); }
 
 inline float ellipsoid(V3 p, const float* a) {
   const V3 q{p.x / a[0], p.y / a[1], p.z / a[2]};

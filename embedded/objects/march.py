@@ -73,13 +73,15 @@ def march(
         objects: n pairs of primitives (rows, 40) and frame (12,), from Builder.place.
         cameras: (n, views, 3, 4) camera to world, OpenCV axes.
         canonical: How many of the first views put the end points of the image on pixels, take depth, normal and mask at
-            one point per pixel, and colour only what is hit; the others are antialiased over white on the half-pixel grid.
+            one point per pixel, and colour only what is hit; the others lie on the half-pixel grid, antialiased over
+            white.
         size: Width and height in pixels.
         threads: Of OpenMP; the result does not depend on it.
 
     Returns:
-        rgb uint8 (n, views, size, size, 3); mask uint8 (n, views, size, size), 0..255; depth float32 (n, canonical, size,
-        size), camera z, 0 where nothing is; normal int8 (n, canonical, size, size, 3), unit x 127, camera frame.
+        rgb uint8 (n, views, size, size, 3); mask uint8 (n, views, size, size), 0..255; depth float32
+        (n, canonical, size, size), camera z, 0 where nothing is; normal int8 (n, canonical, size, size, 3), unit x 127,
+        camera frame.
 
     Raises:
         ValueError: If an object has more than 256 primitives.

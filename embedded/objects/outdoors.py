@@ -10,6 +10,8 @@ from .build import Builder
 from .category import Category
 from .palette import CREAM, DARK, GLASS, LEAF, ORANGE, WHITE, WOOD
 
+CLOTH = np.array(((0.85, 0.1, 0.1), (0.12, 0.3, 0.85), (0.98, 0.85, 0.1), (0.12, 0.6, 0.2)))  # scarves and ties
+
 
 def tree(b: Builder) -> None:
     """A trunk under a crown of several balls."""
@@ -30,7 +32,7 @@ def tree(b: Builder) -> None:
 def pine(b: Builder) -> None:
     """Three or four cones, sometimes with a star and baubles."""
     n = int(b.rng.integers(3, 5))
-    b.tube((0, -1.0, 0), 0.3, 0.18, b.second)
+    b.tube((0, -1.02, 0), 0.34, 0.2, b.second)
     for k in range(n):
         b.cone((0, -0.4 + 0.44 * k, 0), 0.36, 0.78 - 0.15 * k, 0.1, b.main)
     if b.chance(0.35):
@@ -112,6 +114,8 @@ def penguin(b: Builder) -> None:
         b.ball((s * (fat + 0.05), -0.1, 0), (0.11, 0.48, 0.22), b.main, rot=(0, 0, s * 18))
         b.ball((s * 0.24, -0.95, 0.18), (0.2, 0.09, 0.3), ORANGE)
     b.limb((0, 0.5, 0.34), (0, 0.47, 0.6), 0.11, ORANGE, tip=0.04)
+    if b.chance(0.3):
+        b.torus((0, 0.32, 0.03), 0.38, 0.13, CLOTH[b.rng.integers(len(CLOTH))])
 
 
 def duck(b: Builder) -> None:
@@ -139,6 +143,10 @@ def teddy(b: Builder) -> None:
         b.limb((s * 0.45, 0.1, 0.05), (s * 0.78, -0.28, 0.2), 0.19, b.main)
         b.limb((s * 0.35, -0.65, 0.1), (s * 0.5, -0.68, 0.62), 0.23, b.main)
         b.ball((s * 0.51, -0.68, 0.78), (0.16, 0.16, 0.1), b.second)
+    if b.chance(0.35):
+        tie = CLOTH[b.rng.integers(len(CLOTH))]
+        for s in (-1, 1):
+            b.ball((s * 0.16, 0.2, 0.44), (0.18, 0.13, 0.1), tie, rot=(0, 0, s * 15))
 
 
 def fish(b: Builder) -> None:

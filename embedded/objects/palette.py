@@ -1,8 +1,6 @@
-"""Colours by name, and which (category, colour) pairs no training object may show."""
+"""Colours by name, and those of details that nobody names."""
 
 from __future__ import annotations
-
-import zlib
 
 import numpy as np
 
@@ -40,8 +38,3 @@ def jitter(rng: np.random.Generator, name: str) -> np.ndarray:
     """A shade of the named colour: (3,) in [0, 1], brightness within 10 % and each channel within 0.035."""
     shade = np.array(COLORS[name]) * rng.uniform(0.9, 1.05) + rng.uniform(-0.035, 0.035, 3)
     return np.clip(shade, 0.0, 1.0)
-
-
-def in_held_part(category: str, color: str) -> bool:
-    """Whether the hash of the pair falls into the held-out eighth."""
-    return zlib.crc32(f"{category}|{color}".encode()) % 8 == 0

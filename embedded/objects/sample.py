@@ -19,6 +19,7 @@ SIZES = {
 }
 SMALL = 0.7  # the size of what captions call small; the others fill 0.94 to 1
 PATTERNS = {"": PLAIN, "striped": BANDS, "dotted": DOTS}
+PLAIN_PARTS = {"legs", "frame", "trunk", "handle", "base", "neck"}  # whose colour may be the object's own
 BASES = ("cube", "table", "stool")
 
 
@@ -69,7 +70,7 @@ def build(rng, category, color, part_color=None, pattern="", ink=None) -> Builde
     main = jitter(rng, color)
     own = part_color or kind.part_color
     if not part_color and own == color:
-        own = "black" if color == "white" else "white"
+        own = None if kind.part in PLAIN_PARTS else "black" if color == "white" else "white"
     second = main.copy() if own is None or own == color else jitter(rng, own)
     builder = Builder(rng, main, second, PATTERNS[pattern], jitter(rng, ink) if ink else np.ones(3))
     kind.build(builder)

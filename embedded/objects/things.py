@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .build import Builder
+from .build import Builder, turn
 from .category import Category
 from .palette import CREAM, DARK, GLASS, STEEL, WINDOW, WOOD
 
@@ -225,7 +225,13 @@ def heart(b: Builder) -> None:
 def ball(b: Builder) -> None:
     """A beach ball in segments, or banded."""
     tilt = (b.u(-25, 25), 0, b.u(-25, 25))
-    b.add(0, (0, 0, 0), (0.8, 0.8, 0.8), b.main, rot=tilt, sectors=(int(b.rng.integers(2, 5)), b.second))
+    if b.chance(0.75):
+        b.ball((0, 0, 0), 0.8, b.main, rot=tilt, sectors=(int(b.rng.integers(4, 7)), b.second))
+        for s in (-1, 1):
+            y = turn(*tilt)[:, 1] * 0.72 * s
+            b.ball(y, (0.2, 0.1, 0.2), b.main, rot=tilt)
+    else:
+        b.ball((0, 0, 0), 0.8, b.main, bands=(0.42, b.second, 1, 0.5))
 
 
 def drum(b: Builder) -> None:
@@ -275,7 +281,7 @@ THINGS = {
     "boat": Category(boat, ("sailboat", "boat"), "sails", "white", -25),
     "plane": Category(plane, ("airplane", "plane"), "wings", None, -40, ("white",)),
     "rocket": Category(rocket, ("rocket", "spaceship"), "fins", "red", 20, ("white",), ("striped",), small=True),
-    "balloon": Category(balloon, ("hot air balloon",), "stripes", "white", 10),
+    "balloon": Category(balloon, ("hot air balloon",), "stripes", "white", 10, stretch=False),
     "robot": Category(robot, ("robot",), "arms and legs", "gray", 22, ("gray",), small=True),
     "sword": Category(sword, ("sword",), "hilt", "gold", 10, ("gray",)),
     "hammer": Category(hammer, ("hammer",), "handle", "brown", 15, ("gray",)),
@@ -285,7 +291,7 @@ THINGS = {
     "gift": Category(gift, ("gift box", "present"), "ribbon", "gold", 25, ("red",), ("dotted",), small=True),
     "star": Category(star, ("star trophy", "star"), "stand", "brown", 20, ("gold", "yellow")),
     "heart": Category(heart, ("heart",), "stand", "gold", 20, ("red",)),
-    "ball": Category(ball, ("ball", "beach ball"), "stripes", "white", 15, small=True),
+    "ball": Category(ball, ("ball", "beach ball"), "stripes", "white", 15, small=True, stretch=False),
     "drum": Category(drum, ("drum",), "rims", "gold", 15),
     "ghost": Category(ghost, ("ghost",), "eyes", "black", 18, ("white",)),
     "crown": Category(crown, ("crown",), "jewels", "red", 10, ("gold",)),
