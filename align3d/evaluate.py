@@ -140,7 +140,7 @@ def evaluate(
     model: BaseModel,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    rewards: Mapping[str, Reward],
+    rewards: Mapping[str, Reward | Callable[..., Any]],
     cameras: Cameras | None = None,
     *,
     batch_size: int = 8,
@@ -156,7 +156,7 @@ def evaluate(
         model: The generator as it is.
         prompts: Texts; best those that were not trained on.
         seeds: Each gives one sample per prompt.
-        rewards: Name -> reward.
+        rewards: Name -> reward, also a class of rewards or a plain function of views and prompts.
         cameras: (1, V), the same for all samples; None takes `evaluation_cameras()`.
         batch_size: Samples at a time.
         keep: Whether to keep the pictures, for diversity and distances: 3 H W V bytes a sample.
@@ -169,9 +169,14 @@ def evaluate(
     import torch
 
     from align3d.generate import generate
+    from align3d.rewards.score import as_reward
 
     cameras = cameras or evaluation_cameras()
     _check(prompts, seeds, rewards, cameras)
+    rewards = {name: as_reward(reward) for name, reward in rewards.items()}
+    for reward in rewards.values():
+        if hasattr(reward, "check"):
+            reward.check(prompts)
     want = tuple(sorted({"rgb"}.union(*(reward.needs for reward in rewards.values()))))
     scores, pictures, done, total = [], [], 0, len(prompts) * len(seeds)
     with torch.no_grad():
@@ -297,7 +302,7 @@ def interval(row: Change) -> str:
     return "" if row.low is None else f"{number(row.low, sign=True)} to {number(row.high, sign=True)}"
 
 
-def _check(prompts: Sequence[str], seeds: Sequence[int], rewards: Mapping[str, Reward], cameras: Cameras) -> None:
+def _check(prompts: Sequence[str], seeds: Sequence[int], rewards: Mapping[str, Any], cameras: Cameras) -> None:
     for what, values in (("prompt", prompts), ("seed", seeds), ("reward", rewards)):
         if isinstance(values, str) or not len(values):
             raise ValueError(f"an evaluation needs a list of at least one {what}, got {values!r}")

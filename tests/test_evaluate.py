@@ -115,6 +115,22 @@ def test_whole_object_rewards_and_progress():
     assert seen == [(4, 6), (6, 6)]
 
 
+def test_plain_functions_and_early_checks():
+    def red(views, prompts):
+        return views.rgb[:, :, 0].mean((-1, -2))
+
+    assert torch.equal(run(rewards={"f": red}).scores, run(rewards={"f": Mean(0)}).scores)
+
+    def check(prompts):
+        raise ValueError(f"cannot score {prompts[0]}")
+
+    red.check = check
+    model = Model()
+    model.decode = None
+    with pytest.raises(ValueError, match="cannot score a red mug"):
+        run(model, rewards={"f": red})
+
+
 def test_pictures_can_be_left_out():
     got = run(keep=False)
     assert got.pictures is None and got.diversity() is None
