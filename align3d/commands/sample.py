@@ -79,13 +79,9 @@ def scorers(names: tuple[str, ...], prompts: list[str]) -> dict[str, Score]:
     from align3d.scenes.cameras import CameraSampling
 
     cameras = CameraSampling(views=4, azimuth_jitter=0.0, elevation_jitter=0.0)
-    scores = {}
-    for name in names:
-        part = load_part("reward", name)
-        reward = part() if isinstance(part, type) else part
-        if hasattr(reward, "check"):
-            reward.check(prompts)
-        scores[name] = Scorer(reward, cameras)
+    scores = {name: Scorer(load_part("reward", name), cameras) for name in names}
+    for score in scores.values():
+        score.check(prompts)
     return scores
 
 

@@ -59,15 +59,15 @@ def run(
     from align3d.rewards.score import Scorer
 
     prompts = read_prompts(options.prompts)
-    if hasattr(reward, "check"):
-        reward.check(prompts)
+    score = Scorer(reward, cameras)
+    score.check(prompts)
     parts = {"model": model, "method": method, "reward": reward}
     config = {kind: describe(names[kind], part) for kind, part in parts.items()}
     config |= {"loop": asdict(loop), "cameras": asdict(cameras)}
     fit(
         model.load(device=choose_device(options.device)),
         method,
-        Scorer(reward, cameras),
+        score,
         prompts,
         loop,
         out=options.out,
@@ -79,22 +79,17 @@ def run(
 
 def sheets(out: Path, prompts: Sequence[str], seed: int) -> Callable[[int, BaseModel], None]:
     """A hook that draws samples/step-NNNNNN/sheet.png, of the same prompts with the same seed every time."""
-    import torch
-
     from align3d.generate import generate
-    from align3d.scenes.cameras import orbit
-    from align3d.scenes.pictures import save_sheet
+    from align3d.scenes.pictures import look, save_sheet
 
     shown = prompts[:: max(1, len(prompts) // SHOWN)][:SHOWN]
-    azimuth = torch.tensor([ANGLES])
-    cameras = orbit(azimuth, torch.full_like(azimuth, 20.0), height=SIDE, width=SIDE)
+    labels = [label for prompt in shown for label in (prompt, *[""] * (len(ANGLES) - 1))]
 
     def hook(done: int, model: BaseModel) -> None:
-        images = []
-        for sample in generate(model, shown, [seed], batch_size=1):
-            with torch.no_grad():
-                images += sample.scene.render(cameras, want=("rgb",)).rgb[0].cpu()
-        labels = [label for prompt in shown for label in (prompt, "")]
-        save_sheet(out / "samples" / f"step-{done:06}" / "sheet.png", torch.stack(images), 2 * 4, labels)
+        import torch
+
+        rows = [look(batch.scene, 1, ANGLES, SIDE)[0] for batch in generate(model, shown, [seed], batch_size=1)]
+        path = out / "samples" / f"step-{done:06}" / "sheet.png"
+        save_sheet(path, torch.cat(rows), 4 * len(ANGLES), labels)
 
     return hook
