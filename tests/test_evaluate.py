@@ -126,7 +126,7 @@ def test_plain_functions_and_early_checks():
 
     red.check = check
     model = Model()
-    model.decode = None
+    model.decode = lambda x0: pytest.fail("sampled before the check")
     with pytest.raises(ValueError, match="cannot score a red mug"):
         run(model, rewards={"f": red})
 
