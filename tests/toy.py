@@ -49,8 +49,10 @@ class ToyModel:
         std: float = 0.5,
         schedule: Any = None,
         dtype: torch.dtype = torch.float32,
+        steps: int = 20,
     ) -> None:
         self.latent_shape = latent_shape
+        self.steps = steps
         self.std = std
         self.schedule = schedule or DiscreteVP()
         self.adapter = ToyAdapter(latent_shape[0], dtype)
