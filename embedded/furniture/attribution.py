@@ -12,14 +12,14 @@ The training data of the embedded model, and so its weights, were made in part f
 Sweet Home 3D (Debian package sweethome3d-furniture 1.8), collected, cleaned and converted to OBJ by Emmanuel Puybaret /
 eTeks (<http://www.sweethome3d.com>).
 
-**Changes:** every model was rescaled, turned, in part mirrored, stretched or recoloured, and rendered to 64 x 64 pictures
-with depth and normals; captions were written automatically; networks were trained on these pictures. The authors do not
-endorse this work. The models come without any warranty.
+**Changes:** every model was rescaled, turned, in part mirrored, stretched or recoloured, and rendered to 64 x 64
+pictures with depth and normals; captions were written automatically; networks were trained on these pictures. The
+authors do not endorse this work. The models come without any warranty.
 """
 
 
 def models(entries: list[Entry]) -> str:
-    """ "Desk" (title, address); ... of one author, in catalogue order."""
+    """The models of one author with titles and addresses where they are known, in catalogue order."""
     out = []
     for entry in entries:
         said = ", ".join(

@@ -1,39 +1,12 @@
-"""Fourteen colour words: paints to tint with, and the words for what a picture shows."""
+"""Which of the fourteen colour words a picture shows; the words and their paints are those of the procedural set."""
 
 from __future__ import annotations
 
 import numpy as np
+from objects.palette import COLORS
 
-PAINTS = {  # sRGB, 0..255
-    "red": (200, 30, 35),
-    "orange": (242, 125, 25),
-    "yellow": (245, 212, 45),
-    "green": (45, 150, 60),
-    "blue": (40, 85, 195),
-    "purple": (122, 50, 165),
-    "pink": (245, 150, 188),
-    "brown": (115, 70, 40),
-    "black": (35, 35, 38),
-    "white": (240, 240, 240),
-    "gray": (130, 130, 132),
-    "cyan": (50, 200, 215),
-    "gold": (205, 160, 45),
-    "beige": (226, 206, 172),
-}
-WORDS = list(PAINTS)
-NEUTRAL = ("black", "white", "gray")
+WORDS = list(COLORS)
 LIGHT = np.array([0.34, 0.84, 0.42], np.float32)  # as in raster.cpp
-
-
-def paint(word: str, draw: np.ndarray) -> np.ndarray:
-    """A shade of the named colour.
-
-    Args:
-        word: One of WORDS.
-        draw: Four uniform numbers in 0..1: brightness, then red, green, blue.
-    """
-    spread = 0.01 if word in NEUTRAL else 0.07
-    return np.clip(np.array(PAINTS[word]) / 255 * (0.84 + 0.24 * draw[0]) + (draw[1:4] - 0.5) * spread, 0.02, 0.97)
 
 
 def oklch(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,7 +32,7 @@ def word_of(rgb: np.ndarray) -> np.ndarray:
     L, C, h = oklch(np.asarray(rgb, np.float64))
     warm = (h >= 38) & (h < 100)
     dull = np.where(L > 0.9, 0.018, np.where((h > 100) & (h < 300), 0.036, 0.025))
-    neutral = (C < dull) | ((L < 0.30) & (C < 0.05))
+    neutral = (dull > C) | ((L < 0.30) & (C < 0.05))
     rules = (
         ("red", (h < 38) | (h >= 355)),
         ("orange", (h >= 38) & (h < 85)),

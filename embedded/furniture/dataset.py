@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from objects.palette import jitter
+from objects.table import CATEGORIES, held_out
+from safetensors.numpy import save
+
 from furniture import colours, mesh, render, words
 from furniture.catalog import Archive, Entry, entries
 from furniture.wavefront import Mesh, load
-from safetensors.numpy import save
 
 FRONT, JITTER = 30.0, 8.0  # canonical yaw: a three-quarter view from azimuth 0, degrees
 MIN_COVER = 0.03  # of the pictures: thinner objects are left out
@@ -38,7 +41,7 @@ class Usable:
 
     @property
     def split(self) -> str:
-        """ "held" for one object in HELD, else "train"."""
+        """Either "held", for one object in HELD, or "train"."""
         return "held" if number(self.entry.id, "split") % HELD == 0 else "train"
 
 
@@ -61,13 +64,20 @@ def number(*key: object) -> int:
 
 
 def is_plain(views: render.Views, colour: np.ndarray) -> bool:
-    """Whether an object is a nearly uniform box: its outline fills its frame and it has one colour."""
-    fill = []
-    for mask in views.mask[: len(views.depth)] > 0:
+    """Whether an object is a nearly uniform box: full outlines, few directions, one colour."""
+    fill, few = [], []
+    for mask, normal in zip(views.mask > 0, views.normal, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if len(rows):
-            fill.append(mask.sum() / ((np.ptp(rows) + 1) * (np.ptp(columns) + 1)))
-    return bool(fill) and min(fill) > 0.7 and colour.std(0).max() < 0.07
+        fill.append(mask.sum() / ((np.ptp(rows) + 1) * (np.ptp(columns) + 1)) if len(rows) else 1)
+        _, counts = np.unique(normal[mask] // 16, axis=0, return_counts=True)
+        few.append(np.sort(counts)[-3:].sum() / max(1, counts.sum()))
+    return min(fill) > 0.7 and min(few) > 0.8 and colour.std(0).max() < 0.07
+
+
+def held_pair(what: str, color: str) -> bool:
+    """Whether the procedural set keeps this (object, colour) pair for tests: prompts that no training object shows."""
+    names = {what, words.noun(what)}
+    return any(names & {key, *kind.nouns} and held_out(key, color) for key, kind in CATEGORIES.items())
 
 
 def look(entry: Entry, archive: Archive) -> tuple[Mesh, render.Views]:
@@ -125,14 +135,17 @@ def variants(item: Usable, canonical: int, yaws: int, seed: int) -> list[Variant
     Objects that keep their colour get at most two canonical records: more would only repeat them.
     """
     key = (seed, item.entry.id)
+    what = words.phrase(item.entry)
     paints = np.random.default_rng(number(*key, "paints")).permutation(colours.WORDS)
-    tints = words.tintable(words.phrase(item.entry)) and item.share > 0.25
+    paints = [str(paint) for paint in paints if not held_pair(what, paint)]
+    tints = words.tintable(what) and item.share > 0.25
     count = canonical if tints else min(canonical, 2)
     out = []
     for k in range(count + yaws):
-        draw = np.random.default_rng(number(*key, k)).random(16)
+        rng = np.random.default_rng(number(*key, k))
+        draw = rng.random(16)
         is_canonical = k < count
-        tint = str(paints[k % len(paints)]) if tints and k not in (0, count) else ""
+        tint = paints[k % len(paints)] if tints and k not in (0, count) else ""
         out.append(
             Variant(
                 canonical=is_canonical,
@@ -140,15 +153,19 @@ def variants(item: Usable, canonical: int, yaws: int, seed: int) -> list[Variant
                 scale=(1.0, 1.0, 1.0) if k == 0 else tuple(np.round(0.88 + 0.24 * draw[1:4], 3).tolist()),
                 mirror=bool(not is_canonical and draw[4] < 0.5),
                 tint=tint,
-                rgb=tuple(np.round(colours.paint(tint, draw[5:9]), 4).tolist()) if tint else (),
-                novel=tuple((round(360 * a, 2), round(55 * e - 5, 2)) for a, e in draw[9:13].reshape(2, 2).tolist()),
+                rgb=tuple(np.round(jitter(rng, tint), 4).tolist()) if tint else (),
+                novel=tuple((round(360 * a, 2), round(55 * e - 5, 2)) for a, e in draw[5:9].reshape(2, 2).tolist()),
             )
         )
     return out
 
 
 def record(item: Usable, model: Mesh, variant: Variant) -> tuple[dict[str, np.ndarray], list[str], dict]:
-    """Tensors, captions and meta of one record."""
+    """Tensors, captions and meta of one record.
+
+    A record in the canonical pose whose (object, colour) pair the procedural set keeps for tests is marked as not
+    canonical, so that the generator does not train on it.
+    """
     shown = mesh.tint(model, list(item.materials), np.array(variant.rgb)) if variant.tint else model
     shown = mesh.transform(shown, variant.yaw, variant.scale, variant.mirror)
     views = render.render(shown, np.array(variant.novel))
@@ -158,8 +175,11 @@ def record(item: Usable, model: Mesh, variant: Variant) -> tuple[dict[str, np.nd
     if variant.tint and item.share > 0.45:  # the paint's own name, not a guess
         rest = [(c, s) for c, s in seen if c != variant.tint and s < item.share * 0.6]
         seen = [(variant.tint, max(item.share, *(s for _, s in rest), 0.0)), *rest]
+    elif item.material == "wooden":
+        seen = [("brown" if c == "orange" else c, s) for c, s in seen]
     captions = words.captions(item.entry, seen, "" if variant.tint else item.material)
     what = words.phrase(item.entry)
+    main = seen[0][0] if seen else ""
     tensors = {
         "rgb": views.rgb,
         "mask": views.mask,
@@ -169,13 +189,13 @@ def record(item: Usable, model: Mesh, variant: Variant) -> tuple[dict[str, np.nd
     }
     meta = {
         "noun": words.noun(what),
-        "color": seen[0][0] if seen else "",
+        "color": main,
         "category": words.category(what),
         "object": item.entry.id,
         "licence": item.entry.licence,
         "creator": item.entry.creator,
         "good": item.good,
-        "canonical": variant.canonical,
+        "canonical": variant.canonical and not held_pair(what, main),
         "split": item.split,
     }
     return tensors, captions, meta

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+
 from furniture.catalog import Entry
 from furniture.wavefront import Mesh, crease_normals
 

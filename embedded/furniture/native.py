@@ -106,6 +106,7 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         ("obj_name", ctypes.c_char_p, (pointer, integer)),
         ("obj_copy", None, (pointer,) * 5),
         ("obj_free", None, (pointer,)),
+        ("crease_normals", None, (integer, *(pointer,) * 4, ctypes.c_float, pointer)),
         ("occlusion_heights", None, (ctypes.POINTER(MeshPointers), ctypes.POINTER(OcclusionPointers))),
         (
             "render_view",

@@ -192,4 +192,24 @@ void obj_copy(const Obj* o, float* position, float* uv, float* normal, int32_t* 
 }
 
 void obj_free(Obj* o) { delete o; }
+
+// Normals of a soup. Each corner takes the mean over the triangles at its place that lie within the crease angle of
+// its own, weighted by their angles there. `order` lists all corners grouped by place, `start` where groups begin.
+void crease_normals(int64_t groups, const int64_t* start, const int64_t* order, const float* flat, const float* angle,
+                    float least_cosine, float* normal) {
+  for (int64_t g = 0; g < groups; g++) {
+    const bool crowded = start[g + 1] - start[g] > 2000;  // quadratic below: a hostile file must not hang
+    for (int64_t i = start[g]; i < start[g + 1]; i++) {
+      const float* own = flat + 3 * (order[i] / 3);
+      double sum[3] = {0, 0, 0};
+      for (int64_t j = crowded ? i : start[g]; j < (crowded ? i + 1 : start[g + 1]); j++) {
+        const float* n = flat + 3 * (order[j] / 3);
+        if (j != i && own[0] * n[0] + own[1] * n[1] + own[2] * n[2] < least_cosine) continue;
+        for (int k = 0; k < 3; k++) sum[k] += double(n[k]) * angle[order[j]];
+      }
+      double length = std::sqrt(sum[0] * sum[0] + sum[1] * sum[1] + sum[2] * sum[2]);
+      for (int k = 0; k < 3; k++) normal[3 * order[i] + k] = length > 1e-12 ? float(sum[k] / length) : own[k];
+    }
+  }
+}
 }

@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+
 from furniture import native
 from furniture.wavefront import Mesh
 
@@ -16,7 +17,7 @@ FOCAL = 1422.222 / 1024  # of the width
 ELEVATION = 20.0
 AZIMUTHS = (0.0, 90.0, 180.0, 270.0)
 SAMPLES = 4  # a side of a pixel
-LEAST = 5  # samples of 16 that make a canonical pixel covered although its centre is not: keeps thin legs
+LEAST = 9  # samples of 16 that make a canonical pixel covered although its centre is not; fewer fatten outlines
 DIRECTIONS, HEIGHTS = 24, 96  # of the ambient occlusion
 
 

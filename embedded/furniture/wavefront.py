@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
+
 from furniture import native
 from furniture.catalog import Archive, Entry
-from PIL import Image
 
 LEVELS = 9  # as in raster.cpp
 SIDE = 256  # longest side of the finest mip level, texels
@@ -234,16 +235,21 @@ def untextured(mesh: Mesh) -> Mesh:
     )
 
 
-def crease_normals(position: np.ndarray, crease: float = 45.0) -> np.ndarray:
-    """Normals (T, 3, 3) for a soup: smooth over edges flatter than `crease` degrees, else the triangle's own."""
-    edges = position[:, 1:] - position[:, :1]
-    weighted = np.cross(edges[:, 0], edges[:, 1]).astype(np.float64)
+def crease_normals(position: np.ndarray, crease: float = 40.0) -> np.ndarray:
+    """Normals (T, 3, 3) for a soup: smooth over edges flatter than `crease` degrees, sharp over the others."""
+    position = np.ascontiguousarray(position, np.float32)
+    edges = np.roll(position, -1, 1) - position
+    flat = np.cross(edges[:, 0], edges[:, 1])
+    flat = (flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-30)).astype(np.float32)
+    length = np.linalg.norm(edges, axis=2) + 1e-30
+    cosine = -(edges * np.roll(edges, 1, 1)).sum(2) / (length * np.roll(length, 1, 1))
+    angle = np.arccos(cosine.clip(-1, 1)).astype(np.float32)
     extent = float(np.ptp(position.reshape(-1, 3), axis=0).max()) or 1.0
     grid = np.round((position.reshape(-1, 3) - position.min((0, 1))) / extent * 20000).astype(np.int64)
-    _, weld = np.unique(grid @ np.array([1, 1 << 20, 1 << 40]), return_inverse=True)
-    total = np.stack([np.bincount(weld, np.repeat(weighted[:, k], 3)) for k in range(3)], -1)
-    total /= np.linalg.norm(total, axis=1, keepdims=True) + 1e-20
-    flat = weighted / (np.linalg.norm(weighted, axis=1, keepdims=True) + 1e-20)
-    smooth = total[weld].reshape(-1, 3, 3)
-    keep = (smooth * flat[:, None]).sum(-1, keepdims=True) > math.cos(math.radians(crease))
-    return np.where(keep, smooth, flat[:, None]).astype(np.float32)
+    place = grid @ np.array([1, 1 << 20, 1 << 40])
+    order = np.argsort(place, kind="stable")
+    start = np.flatnonzero(np.diff(place[order], prepend=-1, append=-1)).astype(np.int64)
+    normal = np.empty_like(position)
+    pointers = (a.ctypes.data for a in (start, order, flat, angle))
+    native.library().crease_normals(len(start) - 1, *pointers, math.cos(math.radians(crease)), normal.ctypes.data)
+    return normal

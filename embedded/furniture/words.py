@@ -11,31 +11,38 @@ from furniture.catalog import Entry
 from furniture.colours import WORDS
 
 CLASSES = (  # class, words searched in the phrase; the first hit wins
-    ("instrument", r"piano$|guitar|keyboard$|xylophone"),
+    ("food", r"hot dog|roast chicken|steak$"),
+    ("stationery", r"highlighter|pencil$|ruler$|stapler|scissors|calendar|book$|white board|letter tray|tape$"),
+    ("desk", r"workbench"),
+    ("bed", r"bunk bed"),
+    ("pool", r"pool$|hot tub|sandbox"),
+    ("instrument", r"piano$|guitar|musical keyboard|xylophone"),
     ("statue", r"statue|fountain|column|snowman|stone lantern"),
-    ("toy", r"rocking horse|seesaw|inflatable|paddle|tennis racket|toy|doll|teddy|puzzle|rubik|chess|swing|slide|sandbox|"
+    ("toy", r"rocking horse|seesaw|paddle|tennis racket|toy|doll|teddy|puzzle|rubik|chess|swing|slide|"
             r"playhouse|trampoline|ball$|dartboard|pinball|biplane"),
-    ("electronics", r"tablet computer|headphones|television|computer|laptop|phone|camera|speaker|stereo|radio|projector|"
+    ("electronics", r"computer|headphones|television|laptop|phone|camera|speaker|stereo|radio|projector|"
                     r"console|controller|printer|player|music|remote|amplifier|detector|intercom|door bell"),
-    ("appliance", r"fridge|refrigerator|oven|stove|washing machine|dryer|dishwasher|microwave|hood$|freezer|toaster|blender|"
-                  r"mixer|cooktop|coffee machine|heater|fryer|grill|maker|radiator|conditioner|\bfan$|kettle|water cooler"),
+    ("appliance", r"fridge|refrigerator|oven|stove|washing machine|dryer|dishwasher|microwave|hood$|freezer|toaster|"
+                  r"blender|mixer|cooktop|coffee machine|heater|fryer|grill|maker|radiator|conditioner|"
+                  r"\bfan$|kettle|water cooler"),
     ("picture", r"picture$|framed"),
-    ("rack", r"coat hanger|coat rack|holder$|dispenser|hook"),
+    ("rack", r"coat hanger|\brack$|holder$|dispenser|hook"),
     ("umbrella", r"umbrella"),
     ("tent", r"tent$|shed|dog house"),
-    ("bicycle", r"bicycle|exercise bike|motor|scooter|tricycle|skateboard|stroller|wheelbarrow|wheelchair"),
-    ("fitness", r"gym|treadmill|exercise bench"),
+    ("bicycle", r"bicycle|motorcycle|scooter|tricycle|skateboard"),
+    ("cart", r"stroller|wheelbarrow|wheelchair"),
+    ("fitness", r"gym|treadmill|exercise"),
     ("sofa", r"sofa|couch"),
     ("bed", r"\bbed\b|crib|mattress|hammock|futon"),
     ("lamp", r"lamp|light|lantern|chandelier|candle$|candle holder"),
-    ("table", r"table\b|place setting"),
-    ("desk", r"desk$|workbench"),
+    ("table", r"table\b(?! computer)"),
+    ("desk", r"desk$"),
     ("armchair", r"armchair|bean bag"),
     ("stool", r"stool"),
     ("chair", r"chair|lounger"),
     ("bench", r"bench$"),
-    ("bookcase", r"shelf|shelves|bookcase|\brack$"),
-    ("cabinet", r"cabinet|wardrobe|cupboard|dresser|chest of|vanity|locker|\bunit$|island|\bsafe$|trunk"),
+    ("bookcase", r"shelf|shelves|bookcase"),
+    ("cabinet", r"cabinet|tv stand|wardrobe|cupboard|dresser|chest of|vanity|locker|\bunit$|island|\bsafe$|trunk"),
     ("tree", r"tree|hedge|bush$"),
     ("plant", r"plant|flower|vase of|orchid|cactus|lilies"),
     ("person", r"\bman\b|woman|\bboy|girl|mannequin"),
@@ -43,20 +50,20 @@ CLASSES = (  # class, words searched in the phrase; the first hit wins
     ("car", r"\bcar$|\bvan$|truck$|\bbus$|forklift"),
     ("toilet", r"toilet$|urinal|bidet|potty"),
     ("sink", r"sink|washbasin|basin$"),
-    ("bathtub", r"bathtub|hot tub|pool$|shower cabin"),
+    ("bathtub", r"bathtub|shower cabin"),
     ("window", r"window|blind|curtain|shutter"),
     ("door", r"\bdoors?\b|gate$|elevator"),
     ("stairs", r"stair|escalator|ladder"),
     ("fireplace", r"fireplace|chimney"),
-    ("clothes", r"shirt|jacket|trousers|shorts|skirt|dress$|suit|clothes|shoes|sneakers|boots|slippers|loafers|hat$|cap$|"
+    ("clothes", r"shirt|jacket|trousers|shorts|skirt|dress$|clothes|shoes|sneakers|boots|slippers|loafers|hat$|cap$|"
                 r"glove|sock$|helmet|watch|glasses$"),
     ("bag", r"handbag|backpack|briefcase|suitcase|shopping basket"),
     ("food", r"bread$|cake|hamburger|steak|fries|apples|fruit|salad|butter|hot dog|chicken|sushi|yogurt"),
     ("bottle", r"bottle|carton"),
-    ("dish", r"cup$|mug|bowl|plate|glass$|teapot|creamer|pot\b|pan$|tray|fork|spoon|knife|knives|utensil|spatula|ladle|shaker|"
-             r"french press|jar$"),
+    ("dish", r"ashtray|place setting|cup$|mug|bowl|plate|glass$|teapot|creamer|pot\b|pan$|tray|fork|spoon|knife|knives|"
+             r"utensil|spatula|ladle|shaker|french press|jar$"),
     ("vase", r"vase"),
-    ("tool", r"hammer|saw$|drill|screwdriver|shovel|grinder|cutter|broom|mower|tape$|scissors|stapler|dustpan|brush$"),
+    ("tool", r"hammer|saw$|drill|screwdriver|shovel|grinder|cutter|broom|mower|measure|dustpan|brush$|comb$"),
     ("clock", r"clock"),
     ("bin", r"trash|bin$|waste basket|laundry basket"),
     ("box", r"box|crate|barrel|pallet|container"),
@@ -65,6 +72,8 @@ CLASSES = (  # class, words searched in the phrase; the first hit wins
     ("rock", r"^rock$|logs"),
 )  # fmt: skip
 HEADS = (  # words in the phrase -> generic noun of the plainest caption; the first hit wins
+    (r"hot dog|workbench|tablet|xylophone|teapot|(sand|mail)box|(planter|flower|gift) box|doll house", ""),
+    (r"computer", "computer"),
     (r"sofa|couch", "sofa"),
     (r"armchair", "armchair"),
     (r"wheelchair", "wheelchair"),
@@ -85,8 +94,9 @@ HEADS = (  # words in the phrase -> generic noun of the plainest caption; the fi
     (r"floor lamp", "floor lamp"),
     (r"street lamp|lamppost|park lamp", "street lamp"),
     (r"chandelier|hanging light|pendant|ceiling (lamp|light)", "ceiling lamp"),
+    (r"stone lantern", ""),
     (r"wall (lamp|light|uplight|lantern)", "wall lamp"),
-    (r"lamp$", "lamp"),
+    (r"lamp$|lantern$|(wall|picture|track|fluorescent) .*lights?$", "lamp"),
     (r"bedside table|nightstand", "bedside table"),
     (r"\btable$|table with|table on|^table", "table"),
     (r"desk$", "desk"),
@@ -95,8 +105,11 @@ HEADS = (  # words in the phrase -> generic noun of the plainest caption; the fi
     (r"chest of drawers|dresser", "chest of drawers"),
     (r"cupboard|cabinet$|kitchen island", "cabinet"),
     (r"palm tree", "palm tree"),
-    (r"pine tree|christmas tree|cypress tree", ""),
+    (r"pine tree", "pine tree"),
+    (r"christmas tree|cypress tree", ""),
     (r"tree$", "tree"),
+    (r"cactus", "cactus"),
+    (r"flower|tulip|lilies|orchid", "flowers"),
     (r"potted|plant$|vase of|lilies|orchid", "plant"),
     (r"hedge", "hedge"),
     (r"toy car", "toy car"),
@@ -107,18 +120,49 @@ HEADS = (  # words in the phrase -> generic noun of the plainest caption; the fi
     (r"\bman\b", "man"),
     (r"\bboy\b", "boy"),
     (r"\bgirl\b", "girl"),
-    (r"computer with|desktop computer", "computer"),
     (r"television", "television"),
     (r"fridge|refrigerator", "refrigerator"),
     (r"\boven$", "oven"),
     (r"bathtub", "bathtub"),
     (r"sink|washbasin|basin", "sink"),
     (r"umbrella", "umbrella"),
-    (r"fan$", "fan"),
+    (r"\bfan$", "fan"),
     (r"suitcase", "suitcase"),
     (r"trash|waste basket", "trash can"),
     (r"radiator", "radiator"),
     (r"speaker$", "speaker"),
+    (r"plate$", "plate"),
+    (r"(coffee|plastic) cup|mug|creamer", "cup"),
+    (r"drinking glass|beer glass", "glass"),
+    (r"(beer|wine) bottle", ""),
+    (r"bottle$", "bottle"),
+    (r"phone$", "phone"),
+    (r"stove$", "stove"),
+    (r"piano$", "piano"),
+    (r"guitar$", "guitar"),
+    (r"coffee m", "coffee machine"),
+    (r"camera$", "camera"),
+    (r"cat$", "cat"),
+    (r"dog$", "dog"),
+    (r"rug$|\bmat$", "rug"),
+    (r"towel$", "towel"),
+    (r"railing|fence", "fence"),
+    (r"box$", "box"),
+    (r"pot$|pot with", "pot"),
+    (r"jar$", "jar"),
+    (r"ladder$", "ladder"),
+    (r"cabin$", "shower"),
+    (r"vanity$", "sink cabinet"),
+    (r"clock$", "clock"),
+    (r"scooter$", "scooter"),
+    (r"tent$", "tent"),
+    (r"cap$", "cap"),
+    (r"water heater", "water heater"),
+    (r"scale$", "scale"),
+    (r"knife$", "knife"),
+    (r"glasses$", "glasses"),
+    (r"mannequin", "mannequin"),
+    (r"swimming pool|inflatable pool", "pool"),
 )
 DROPS = (  # reason, words in the catalogue name
     ("invisible light source", r"light source$"),
@@ -134,22 +178,22 @@ DROPS = (  # reason, words in the catalogue name
 )
 KEEP = r"glass door cabinet|wardrobe|doormat|door bell|kitchen|cabinet"  # ... although they name a door
 NO_TINT = re.compile(
-    r"snow|phone|oak|teak|wooden|iron|rattan|glass|moka|cone|extinguisher|hydrant|exit|soccer ball|basketball|picture|rubik|"
-    r"puzzle|clay|ping pong|pool|cardboard|logs|barrel|dart|pinball|chess|guitar|piano|clock|calendar|aquarium|stone|"
-    r"fountain|sandbox|fireplace|xylophone|bookcase full|television|computer|laptop|rock$|column"
+    r"snow|phone|oak|teak|wooden|iron|rattan|glass|moka|cone|extinguisher|hydrant|exit|soccer ball|basketball|picture|"
+    r"rubik|puzzle|clay|ping pong|pool|cardboard|logs|barrel|dart|pinball|chess|guitar|piano|clock|calendar|aquarium|"
+    r"stone|fountain|sandbox|fireplace|xylophone|bookcase full|television|computer|laptop|rock$|column"
 )
 NO_TINT_CLASSES = {"tree", "plant", "person", "animal", "food", "rock", "fireplace", "statue", "picture"}
 WEAK_CLASSES = {"rug", "rack", "railing"}  # flat or hollow at 64 pixels: kept, not `good`
 MATERIALS = (
     ("wooden", r"wood|madera|bois|oak|pine\b|teak|walnut|cherry|cerezo|haya|roble|holz|parquet|laminat"),
     ("leather", r"leather|cuir|cuero"),
-    ("metal", r"metal|steel|chrome|inox|alumin|iron|acero|brass|copper"),
     ("stone", r"stone|marble|granite|marmol|pierre|concrete|brick"),
     ("wicker", r"rattan|wicker|osier"),
 )
 PLURALS = re.compile(
     r"^(boots|slippers|loafers|sneakers|shorts|trousers|sunglasses|headphones|shelves|logs|keys|scissors|curtains|"
-    r"high heel shoes|clothes|oil and|french fries|tulips|flowers|kitchen tools|track lights|vertical shelves|butter|bread$)"
+    r"high heel shoes|clothes on|oil and|french fries|tulips|flowers$|glasses$|kitchen tools|track lights|"
+    r"vertical shelves|butter|bread$)"
 )
 
 
@@ -211,7 +255,7 @@ def article(words: str, what: str) -> str:
 
 
 def colour_phrase(colours: Sequence[tuple[str, float]]) -> str:
-    """ "red", "red and white" or "colorful"."""
+    """One or two words for the colours: "red", "red and white", "colorful"."""
     if not colours:
         return ""
     if len(colours) == 1 or colours[0][1] >= 0.62 or colours[1][1] < 0.18:
@@ -240,8 +284,8 @@ def captions(entry: Entry, colours: Sequence[tuple[str, float]], material: str =
             f"{article(what, what)} wearing {both} clothes",
         ]
     told = any(re.search(rf"\b{c}\b", what) for c in WORDS)
-    adjective = "" if told else main
     both = "" if told else colour_phrase(colours)
+    adjective = "" if told else both if both == "colorful" else main
     first = article(f"{adjective} {plain}".strip(), plain)
     second = article(f"{both} {what}".strip(), what)
     others = [c for c, share in colours[1:3] if share > 0.1 and c != main]
@@ -250,5 +294,5 @@ def captions(entry: Entry, colours: Sequence[tuple[str, float]], material: str =
     elif others and adjective and both != "colorful":
         third = f"{article(f'{adjective} {what}', what)} with {others[0]} parts"
     else:
-        third = f"3D model of {article(f'{adjective} {what}'.strip(), what)}"
+        third = f"a 3d model of {article(f'{adjective} {what}'.strip(), what)}"
     return [first, second, third]
