@@ -1,0 +1,113 @@
+"""What rewards do to images, differentiable: resize, normalise, composite, score a few at a time.
+
+Images are in [0, 1], channel first. No PIL, no 8 bit: a gradient has to pass.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP and everything built on it
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def resize(
+    images: Float[Tensor, "n c h w"],
+    size: int | tuple[int, int],
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
+    antialias: bool = True,
+) -> Float[Tensor, "n c h2 w2"]:
+    """The images at another size; bicubic results can leave [0, 1] by a few hundredths, at edges.
+
+    Args:
+        images: Any range.
+        size: Pixels, (height, width) or one number for both; the aspect ratio is not kept.
+        mode: The interpolating kernel.
+        antialias: Widen the kernel when shrinking, as PIL does; PIL's bicubic kernel (a = -0.5) also when
+            enlarging. Without, torch's kernel (a = -0.75) samples between pixels, whatever the scale.
+
+    Raises:
+        ValueError: If the size is not positive.
+
+    Gradient: to the images.
+    """
+    import torch.nn.functional as F
+
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise ValueError(f"size must be 1 pixel or more, got {height} x {width}")
+    return F.interpolate(images, (height, width), mode=mode, antialias=antialias, align_corners=False)
+
+
+def normalize(
+    images: Float[Tensor, "n c h w"], mean: float | Sequence[float], std: float | Sequence[float]
+) -> Float[Tensor, "n c h w"]:
+    """(images - mean) / std, with one number or one for each channel."""
+    import torch
+
+    mean, std = (torch.as_tensor(v, dtype=images.dtype, device=images.device).reshape(-1, 1, 1) for v in (mean, std))
+    return (images - mean) / std
+
+
+def composite(
+    images: Float[Tensor, "*b 3 h w"],
+    alpha: Float[Tensor, "*b 1 h w"],
+    new: Sequence[float],
+    old: Sequence[float] = (0.0, 0.0, 0.0),
+) -> Float[Tensor, "*b 3 h w"]:
+    """Rendered images moved to another background.
+
+    Args:
+        images: Colour times alpha, plus the old background times 1 - alpha: what a scene renders.
+        alpha: Coverage in [0, 1].
+        new: Background wanted, RGB in [0, 1].
+        old: Background that the images have; black means that they are premultiplied colour alone.
+
+    Gradient: to images and alpha.
+    """
+    import torch
+
+    step = torch.as_tensor(new, dtype=images.dtype) - torch.as_tensor(old, dtype=images.dtype)
+    return images + (1 - alpha) * step.to(images.device).view(3, 1, 1)
+
+
+def per_image(
+    function: Callable[..., Float[Tensor, "n"]],
+    images: Float[Tensor, "n *i"],
+    *others: Tensor,
+    chunk: int | None = None,
+) -> Float[Tensor, "n"]:
+    """One score per image, with the gradient taken a few images at a time, so that only their graph is ever held.
+
+    Values and gradient are those of function(images, *others); a second derivative is not to be had.
+
+    Args:
+        function: From some of the images, and the same rows of `others`, to one number each, independently.
+        images: What gets a gradient.
+        *others: Constants with as many rows.
+        chunk: Images at a time; by default 8 on a CPU, where more would fall out of its caches, else 64.
+
+    Gradient: to images, computed now if they need one.
+    """
+    import torch
+
+    chunk = chunk or (8 if images.device.type == "cpu" else 64)
+    wanted = torch.is_grad_enabled() and images.requires_grad
+    values, slopes = [], []
+    for part, *rest in zip(*(x.split(chunk) for x in (images, *others)), strict=True):
+        part = part.detach().requires_grad_(wanted)
+        value = function(part, *rest)
+        if wanted:
+            slopes += torch.autograd.grad(value.sum(), part)
+        values.append(value.detach())
+    result = torch.cat(values)
+    if not wanted:
+        return result
+    nothing = (images - images.detach()) * torch.cat(slopes)  # 0, with the slopes as its gradient
+    return result + nothing.flatten(1).sum(1)

@@ -1,0 +1,151 @@
+'''From a scene to one number: cameras, rendering, a reward, and the mean over the views.
+
+A reward of your own is a function of views and prompts, used as `--reward mypackage.mymodule:redness`:
+
+    def redness(views, prompts):
+        """How much redder than green each view is: (B, V)."""
+        red, green, _ = views.rgb.unbind(2)
+        return (red - green).mean((-2, -1))
+
+It is taken to be differentiable and to read `rgb`; `redness.needs = {"rgb", "depth"}` asks for more (alpha, depth,
+median_depth, normal), `redness.differentiable = False` keeps it from methods that want a gradient, and (B, 1) scores
+the object as a whole. One with options is a frozen dataclass with `differentiable`, `needs` and `__call__`; its fields
+become flags. A method `check(prompts)` may raise a ValueError before any work is done.
+'''
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from align3d.types import CHANNELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from align3d.rng import Streams
+    from align3d.types import CameraSampler, Reward, Scene, Views
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A plain function with what a reward has to say of itself."""
+
+    function: Callable[[Views, Sequence[str]], Tensor]
+    differentiable: bool = True
+    needs: frozenset[str] = frozenset({"rgb"})
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """The function's own check, if it has one."""
+        getattr(self.function, "check", _nothing)(prompts)
+
+    def __call__(self, views: Views, prompts: Sequence[str]) -> Any:
+        """What the function returns; the Scorer checks it."""
+        return self.function(views, prompts)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A Score: renders what a reward needs from random cameras and averages the reward over the views."""
+
+    reward: Reward | type[Reward] | Callable[[Views, Sequence[str]], Tensor]  # kept as `as_reward` makes it
+    cameras: CameraSampler  # from the batch's randomness to its cameras, such as scenes.cameras.CameraSampling
+    noise: float = 0.0  # standard deviation of noise on the colours, against adversarial textures; 0.02 is mild
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # RGB in [0, 1], behind the object
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", as_reward(self.reward))
+        if not self.noise >= 0:
+            raise ValueError(f"noise must be 0 or more, got {self.noise}")
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse early what the reward cannot score.
+
+        Raises:
+            ValueError: As the reward says.
+        """
+        getattr(self.reward, "check", _nothing)(prompts)
+
+    def __call__(self, scene: Scene, prompts: Sequence[str], rng: Streams) -> Float[Tensor, "B"]:
+        """The mean reward of each scene over its views.
+
+        Args:
+            scene: B scenes.
+            prompts: One per scene.
+            rng: One stream per scene; sample i's cameras and noise depend on its own alone.
+
+        Raises:
+            ValueError: If the reward returns the wrong shape or a value that is not finite; names it, the prompt and
+                what else was not finite.
+
+        Gradient: to the scene, as far as the reward has one.
+        """
+        if len(rng) != len(prompts):
+            raise ValueError(f"a score needs as many streams as prompts, got {len(rng)} and {len(prompts)}")
+        wanted = [name for name in CHANNELS if name in self.reward.needs]
+        views = scene.render(self.cameras(rng), want=wanted, background=self.background)
+        if self.noise and views.rgb is not None:
+            noise = rng.normal("render noise", tuple(views.rgb.shape[1:]), like=views.rgb)
+            views = replace(views, rgb=(views.rgb + self.noise * noise).clamp(0, 1))
+        score = self.reward(views, prompts)
+        _check_score(score, self.reward, views, prompts)
+        return score.mean(1)
+
+
+def as_reward(thing: Any) -> Reward:
+    """A reward from a reward, a class of rewards (with its defaults) or a plain function.
+
+    Raises:
+        ValueError: If it is none of these, or needs something that no scene renders.
+    """
+    try:
+        reward = thing() if isinstance(thing, type) else thing
+    except TypeError as error:
+        raise ValueError(f"reward {thing.__name__} needs a default for every option: {error}") from error
+    if not callable(reward):
+        raise ValueError(f"a reward must be callable with (views, prompts), got {type(reward).__name__}")
+    if not (hasattr(reward, "differentiable") and hasattr(reward, "needs")):
+        needs = getattr(reward, "needs", ("rgb",))
+        reward = FunctionReward(reward, getattr(reward, "differentiable", True), frozenset(needs))
+    unknown = set(reward.needs) - set(CHANNELS)
+    if unknown or not reward.needs:
+        got = ", ".join(sorted(unknown)) or "nothing"
+        raise ValueError(f"reward {name_of(reward)} needs {got}; what can be rendered: {', '.join(CHANNELS)}")
+    return reward
+
+
+def name_of(reward: Reward) -> str:
+    """What to call a reward in messages: its class, or its function."""
+    if isinstance(reward, FunctionReward):
+        return getattr(reward.function, "__name__", type(reward.function).__name__)
+    return type(reward).__name__
+
+
+def _check_score(score: Any, reward: Reward, views: Views, prompts: Sequence[str]) -> None:
+    import torch
+
+    num_prompts, num_views = len(prompts), views.cameras.c2w.shape[1]
+    allowed = ((num_prompts, num_views), (num_prompts, 1))
+    shape = tuple(score.shape) if isinstance(score, torch.Tensor) else None
+    if shape not in allowed:
+        got = f"shape {shape}" if shape is not None else type(score).__name__
+        raise ValueError(f"reward {name_of(reward)} must return a tensor (B, V) = {allowed[0]}, or (B, 1), got {got}")
+    if not score.is_floating_point():
+        raise ValueError(f"reward {name_of(reward)} must return floating-point numbers, got {score.dtype}")
+    finite = torch.isfinite(score.detach())
+    if not bool(finite.all()):
+        row, view = (~finite).nonzero()[0].tolist()
+        message = f"reward {name_of(reward)} returned {score[row, view].item()} for {prompts[row]!r}, view {view + 1}"
+        fields = [name for name in CHANNELS if getattr(views, name) is not None]
+        bad = [name for name in fields if not bool(torch.isfinite(getattr(views, name)[row]).all())]
+        cause = (
+            f"the rendered {', '.join(bad)} of that scene is not finite either" if bad else "the rendering is finite"
+        )
+        raise ValueError(f"{message}; {cause}")
+
+
+def _nothing(prompts: Sequence[str]) -> None:
+    """No check."""

@@ -1,0 +1,88 @@
+"""Image preparation: against PIL, against closed forms, and in gradient."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from align3d.rewards.preprocess import composite, normalize, per_image, resize
+
+IMAGES = torch.rand(2, 3, 13, 22, generator=torch.Generator().manual_seed(0))
+
+
+def pil_resize(image: np.ndarray, height: int, width: int, how: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(image, mode="F").resize((width, height), how))
+
+
+@pytest.mark.parametrize("size", [(29, 35), (7, 9), (5, 40)])
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_resize_is_pils(size, mode):
+    ours = resize(IMAGES, size, mode)
+    for image, result in zip(IMAGES.flatten(0, 1).numpy(), ours.flatten(0, 1).numpy(), strict=True):
+        np.testing.assert_allclose(result, pil_resize(image, *size, Image.Resampling[mode.upper()]), atol=1e-5)
+
+
+def test_without_antialias_pixels_are_sampled():
+    checkers = (torch.arange(16)[:, None] + torch.arange(16)[None]).remainder(2).double().expand(1, 1, 16, 16)
+    assert (resize(checkers, 4) - 0.5)[..., 1:3, 1:3].abs().max() < 1e-3
+    columns = torch.arange(16).remainder(4).eq(1).double().expand(1, 1, 16, 16)  # seen only at x = 1, 5, 9, 13
+    kept, smooth = resize(columns, 4, antialias=False), resize(columns, 4)
+    assert (kept - smooth).abs().max() > 0.2
+    ramp = torch.linspace(0, 1, 16).double().expand(1, 1, 16, 16)
+    torch.testing.assert_close(resize(ramp, 4, antialias=False)[0, 0, 0], (torch.arange(4) * 4 + 1.5).double() / 15)
+
+
+def test_resize_gradient():
+    x = IMAGES[:1, :1, :5, :6].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: resize(x, (4, 9)), x)
+    assert torch.autograd.gradcheck(lambda x: resize(x, (7, 3), antialias=False), x)
+
+
+def test_resize_refuses_nothing():
+    with pytest.raises(ValueError, match="got 0 x 4"):
+        resize(IMAGES, (0, 4))
+
+
+def test_normalize():
+    x = normalize(IMAGES, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
+    torch.testing.assert_close(x[:, 2], (IMAGES[:, 2] - 0.3) / 4)
+    torch.testing.assert_close(normalize(IMAGES, 127 / 255, 128 / 255), (IMAGES * 255 - 127) / 128)
+
+
+def test_composite_moves_the_background():
+    colour = torch.rand(2, 3, 3, 5, 7)
+    alpha = torch.rand(2, 3, 1, 5, 7, requires_grad=True)
+
+    def over(background):
+        return colour * alpha + torch.tensor(background).view(3, 1, 1) * (1 - alpha)
+
+    torch.testing.assert_close(composite(colour * alpha, alpha, (1.0, 0.5, 0.2)), over((1.0, 0.5, 0.2)))
+    torch.testing.assert_close(
+        composite(over((1.0, 1.0, 1.0)), alpha, (0.0, 0.0, 0.0), old=(1.0, 1.0, 1.0)), colour * alpha
+    )
+    composite(colour, alpha, (1.0, 1.0, 1.0)).sum().backward()
+    assert (alpha.grad == -3).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 64, None])
+def test_per_image_is_the_function(chunk):
+    weight = torch.rand(7, 4)
+
+    def function(images, weight):
+        return ((images**3).flatten(1) * weight).sum(1)
+
+    plain, chunked = (torch.rand(7, 2, 2, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in "ab")
+    slopes = torch.rand(7)
+    expected, got = function(plain, weight), per_image(function, chunked, weight, chunk=chunk)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    (expected * slopes).sum().backward()
+    (got * slopes).sum().backward()
+    torch.testing.assert_close(chunked.grad, plain.grad)
+    assert (plain.grad != 0).all()
+
+
+def test_per_image_without_gradient():
+    x = torch.rand(5, 2, requires_grad=True)
+    with torch.no_grad():
+        assert not per_image(lambda x: x.sum(1), x).requires_grad
+    assert not per_image(lambda x: x.sum(1), x.detach()).requires_grad
