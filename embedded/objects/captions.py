@@ -17,6 +17,8 @@ def plural(noun: str) -> str:
     """The plural of a noun of the table."""
     if noun in ("fish", "goldfish"):
         return noun
+    if noun == "cactus":
+        return "cacti"
     if noun.endswith(("box", "bench", "bus", "s", "ch", "sh")):
         return noun + "es"
     if noun.endswith("y") and noun[-2] not in "aeiou":

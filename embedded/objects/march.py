@@ -1,4 +1,4 @@
-"""Compiles march.cpp once per source into a cache folder, and calls it."""
+"""Compiles march.cpp, once, into a cache folder, and calls it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def library() -> ctypes.CDLL:
         RuntimeError: If no C++ compiler works; its message is passed on.
     """
     source = Path(__file__).with_name("march.cpp")
+    text = source.read_bytes() + source.with_name("primitives.h").read_bytes()
     wide = ("-march=x86-64-v3",) if _has_avx2() else ()
     compiler = os.environ.get("CXX", "c++")
-    key = hashlib.sha256(source.read_bytes() + repr((compiler, FLAGS, wide)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(text + repr((compiler, FLAGS, wide)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align3d"
     path = folder / f"march-{key}.so"
     if not path.exists():
