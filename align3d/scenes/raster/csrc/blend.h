@@ -23,15 +23,21 @@ struct Light {
 
 // One splat on L pixels: the decisions that forward and backward must share.
 struct Splat {
-  vf alpha_raw, alpha, before, after;
+  vf power, alpha_raw, alpha, before, after;
   vi hit;
 
-  Splat(const Job& job, const float* e, vf dx, vf dy, float* light) {
-    vf power = 0.5f * (e[2] * dx * dx + e[4] * dy * dy) + e[3] * dx * dy;
+  // False if it reaches none of them: most blocks behind a surface, and the corners of bounding boxes, end here.
+  inline bool reaches(const float* e, vf dx, vf dy, const float* light) {
+    before = load(light);
+    power = 0.5f * (e[2] * dx * dx + e[4] * dy * dy) + e[3] * dx * dy;
+    hit = (power >= 0.f) & (power <= 0.5f * e[6]) & (before > 0.f);
+    return any(hit);
+  }
+
+  inline void pass(const Job& job, const float* e, float* light) {
     alpha_raw = e[5] * exp_minus(power);
     alpha = min(alpha_raw, splat(job.alpha_max));
-    before = load(light);
-    hit = (power >= 0.f) & (alpha >= job.alpha_min) & (before > 0.f);
+    hit &= alpha >= job.alpha_min;
     after = before * (1.f - alpha);
     vi full = hit & (after <= job.t_min);
     hit &= ~full;
@@ -60,13 +66,15 @@ static inline void add_splat(const Job& job, const Tile& tile, const Lanes& lane
     for (int bx = first; bx <= last; bx++) {
       const int o = (by * BLOCKS_X + bx) * L;
       vf dx = (print.mean_x - bx * BLOCK_W) - lanes.x;
-      const Splat splat_(job, e, dx, dy, s.light.left + o);
-      vf w = keep(splat_.hit, splat_.alpha * splat_.before);
+      Splat p;
+      if (!p.reaches(e, dx, dy, s.light.left + o)) continue;
+      p.pass(job, e, s.light.left + o);
+      vf w = keep(p.hit, p.alpha * p.before);
       for (int c = 0; c < (GEO ? 6 : 3); c++) store(s.sum[c] + o, load(s.sum[c] + o) + w * e[7 + c]);
       if (!GEO) continue;
       vf distance = e[13] + e[14] * dx + e[15] * dy;
       store(s.sum[6] + o, load(s.sum[6] + o) + w * distance);
-      vi front = splat_.hit & (splat_.before > 0.5f);
+      vi front = p.hit & (p.before > 0.5f);
       store(s.median + o, choose(front, distance, load(s.median + o)));
       store(s.median_id + o, choose(front, splat(g), load(s.median_id + o)));
     }

@@ -75,8 +75,10 @@ static inline void splat_grad(const Job& job, const Tile& tile, const Lanes& lan
     for (int bx = first; bx <= last; bx++) {
       const int o = (by * BLOCKS_X + bx) * L;
       vf dx = (print.mean_x - bx * BLOCK_W) - lanes.x;
-      const Splat splat_(job, e, dx, dy, s.light.left + o);
-      vf w = keep(splat_.hit, splat_.alpha * splat_.before), value = {};
+      Splat p;
+      if (!p.reaches(e, dx, dy, s.light.left + o)) continue;
+      p.pass(job, e, s.light.left + o);
+      vf w = keep(p.hit, p.alpha * p.before), value = {};
       for (int c = 0; c < (GEO ? 6 : 3); c++) {
         vf gc = load(s.sum[c] + o);
         value += gc * e[7 + c];
@@ -85,13 +87,13 @@ static inline void splat_grad(const Job& job, const Tile& tile, const Lanes& lan
       if (GEO) {
         vf gt = load(s.sum[6] + o), wt = w * gt;
         value += gt * (e[13] + e[14] * dx + e[15] * dy);
-        wt += keep(splat_.hit & (load(s.median_id + o) == g), load(s.median + o));
+        wt += keep(p.hit & (load(s.median_id + o) == g), load(s.median + o));
         t0 += wt, tx += wt * dx, ty += wt * dy;
       }
       vf behind = load(s.behind + o) - w * value;
       store(s.behind + o, behind);
-      vf slope = splat_.alpha_raw * (splat_.before * value - behind / (1.f - splat_.alpha));
-      slope = keep(splat_.hit & (splat_.alpha_raw <= job.alpha_max), slope);  // last: other lanes may hold inf
+      vf slope = p.alpha_raw * (p.before * value - behind / (1.f - p.alpha));
+      slope = keep(p.hit & (p.alpha_raw <= job.alpha_max), slope);  // last: other lanes may hold inf
       vf sx = slope * dx, sy = slope * dy;
       a0 += slope, ax += sx, ay += sy, axx += sx * dx, axy += sx * dy, ayy += sy * dy;
     }

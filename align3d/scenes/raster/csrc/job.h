@@ -44,6 +44,7 @@ struct Job {
   float* tile_grads;                                              // (I F)
   float *g_means, *g_quats, *g_scales, *g_opacities, *g_colors;  // (B N ...)
 
+  int64_t record_floats() const { return geometry ? FLOATS<true> : FLOATS<false>; }
   int across() const { return (W + TILE_W - 1) / TILE_W; }
   int down() const { return (H + TILE_H - 1) / TILE_H; }
   int tiles() const { return across() * down(); }
