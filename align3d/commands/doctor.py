@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -124,7 +123,11 @@ def models() -> list[tuple[str, str]]:
 def extras() -> list[tuple[str, str]]:
     """For each extra of the package, what is installed of it."""
     wanted: dict[str, list[str]] = {}
-    for requirement in importlib.metadata.requires("align3d") or []:
+    try:
+        requirements = importlib.metadata.requires("align3d") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [("unknown", "align3d runs from a folder in which it was not installed; pip install -e .")]
+    for requirement in requirements:
         name = re.match(r"[A-Za-z0-9._-]+", requirement)
         extra = re.search(r"extra == ['\"]([^'\"]+)['\"]", requirement)
         if name and extra:

@@ -1,0 +1,381 @@
+"""The command line, run in this process with a model and rewards of the user's own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from align3d.cli import main
+from align3d.commands import COMMANDS
+from align3d.commands.flags import one_line
+from align3d.commands.inputs import gather, read_prompts, slug
+
+MINE = '''
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from align3d.diffusion.schedule import DiscreteVP
+from align3d.scenes.gaussians import Gaussians
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A cloud of a few Gaussians, whose places and colours are the latents."""
+
+    adapter: Path | None = None  # where to start
+    steps: int = 4  # of the sampler
+
+    def load(self, device="cpu"):
+        model = ToyModel()
+        model.steps = self.steps
+        if self.adapter is not None:
+            model.adapter.load_state_dict(load_file(self.adapter / "adapter_model.safetensors"))
+        return model
+
+
+class ToyModel:
+    latent_shape = (6, 8)
+    schedule = DiscreteVP()
+
+    def __init__(self):
+        self.adapter = torch.nn.Linear(8, 8)
+        for p in self.adapter.parameters():
+            torch.nn.init.zeros_(p)
+        self.on = True
+
+    def encode(self, prompts):
+        return torch.tensor([[len(p) / 30.0] for p in prompts])
+
+    def predict(self, x, t, cond):
+        sigma = self.schedule.sigma(t)[:, None, None]
+        return sigma * (x - cond[:, None]) + (self.adapter(x) if self.on else 0)
+
+    def decode(self, x0):
+        B, N, _ = x0.shape
+        quats = torch.tensor([1.0, 0, 0, 0]).expand(B, N, 4)
+        return Gaussians(
+            0.3 * x0[..., :3].tanh(), quats, torch.full((B, N, 3), 0.1), torch.full((B, N), 0.8), x0[..., 3:6].sigmoid()
+        )
+
+    @contextlib.contextmanager
+    def reference(self):
+        self.on = False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.on = True
+
+    def save_adapter(self, folder):
+        folder.mkdir(exist_ok=True)
+        save_file(self.adapter.state_dict(), folder / "adapter_model.safetensors")
+
+
+def redness(views, prompts):
+    """Red."""
+    return (views.rgb[:, :, 0] - views.rgb[:, :, 1]).mean((-2, -1))
+
+
+def nan(views, prompts):
+    return redness(views, prompts) * float("nan")
+
+
+def flat(views, prompts):
+    return redness(views, prompts).mean()
+
+
+def slow(views, prompts):
+    time.sleep(0.03)
+    return redness(views, prompts)
+
+
+@dataclass(frozen=True)
+class Picky:
+    """Does not know the word unicorn."""
+
+    strength: float = 1.0  # factor on the reward
+    differentiable = True
+    needs = frozenset({"rgb"})
+
+    def check(self, prompts):
+        for prompt in prompts:
+            if "unicorn" in prompt:
+                raise ValueError(f"reward picky has never seen a unicorn ({prompt!r}); leave it out")
+
+    def __call__(self, views, prompts):
+        return self.strength * redness(views, prompts)
+'''
+TRAIN = ["train", "--model", "mine:Toy", "--prompts", "prompts.txt", "--out", "run", "--cameras.size", "16"]
+SMALL = ["--loop.updates", "2", "--loop.batch-size", "2", "--loop.checkpoint-every", "1"]
+SAMPLE = ["sample", "--model", "mine:Toy", "--out", "out", "--size", "24", "--frames", "3"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder with the user's module and some prompts in it, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "prompts.txt").write_text("# toys\na red cube\n\na longer prompt of a blue ball\n")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, less what importing makes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refused(capsys, args) -> str:
+    """The message of a command that must end with exit code 2, one line, and no trace."""
+    before = contents(Path())
+    assert main([str(arg) for arg in args]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("align3d: error: "), shown.err
+    assert contents(Path()) == before
+    return lines[0]
+
+
+def test_overview_names_every_command(capsys):
+    for args in ([], ["--help"], ["-h"]):
+        assert main(args) == 0
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        for name in COMMANDS:
+            (line,) = [line for line in shown.out.splitlines() if line.startswith(f"  {name} ")]
+            assert len(line.split()) > 3  # says what it does
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(capsys, name):
+    assert main([name, "--help"]) == 0
+    assert f"usage: align3d {name}" in capsys.readouterr().out
+
+
+def test_help_shows_the_options_of_the_chosen_parts(capsys):
+    assert main(["train", "--reward", "jpeg", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for part in (
+        "--model.steps",
+        "--method.rho",
+        "--reward.quality",
+        "--loop.batch-size",
+        "--cameras.size",
+        "(default: 60)",
+    ):
+        assert part in text
+    for effect in ("JPEG quality, 1 to 95", "rounds of sampling and learning"):
+        assert effect in text
+
+
+def test_list_and_version(capsys):
+    assert main(["list", "rewards"]) == 0
+    assert "jpeg" in capsys.readouterr().out
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{kind}s\n" in text for kind in ("model", "method", "reward", "scene"))
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("align3d ")
+
+
+def test_doctor_finds_renderers_and_extras(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for word in ("torch", "native", "gsplat", "auto", "cores", "imagenet", "embedded"):
+        assert word in text
+
+
+def test_train_resume_and_sample(here, capsys):
+    """The way of a user: train with an own model and reward, go on, sample with and without the adapter."""
+    args = [*TRAIN, *SMALL, "--reward", "mine:Picky", "--reward.strength=2", "--seed", "3", "--loop.sample-every", "1"]
+    assert main(args) == 0, capsys.readouterr().err
+    config = json.loads((here / "run/config.json").read_text())["config"]
+    assert config["reward"] == {"name": "mine:Picky", "strength": 2.0}
+    assert config["loop"]["seed"] == 3 and config["cameras"]["size"] == 16
+    assert config["model"]["name"] == "mine:Toy" and config["method"]["name"] == "nabla"
+    rows = [json.loads(line) for line in (here / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all((here / f"run/samples/step-{i:06}/sheet.png").is_file() for i in (0, 1, 2))
+
+    capsys.readouterr()
+    assert "exists already" in refused(capsys, args)
+    assert "run" in refused(capsys, [*args[:-1], "2", "--resume", "--method.rho", "0.1"])
+    longer = [arg if arg != "2" else "3" for arg in args]
+    assert main([*longer, "--loop.batch-size", "2", "--resume"]) == 0, capsys.readouterr().err
+    assert len((here / "run/metrics.jsonl").read_text().splitlines()) == 3
+
+    capsys.readouterr()
+    base = [*SAMPLE, "--prompts", "prompts.txt", "--num", "2", "--rewards", "mine:redness", "jpeg", "--batch-size", "3"]
+    assert main(base) == 0, capsys.readouterr().err
+    rows = [json.loads(line) for line in (here / "out/samples.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1, 0, 1]
+    assert rows[0]["files"] == [f"000-a-red-cube-s0.{suffix}" for suffix in ("ply", "png", "webp")]
+    assert all((here / "out" / name).is_file() for row in rows for name in row["files"])
+    assert all(set(row["rewards"]) == {"mine:redness", "jpeg"} for row in rows)
+    assert len({row["rewards"]["mine:redness"] for row in rows}) == 4  # seeds and prompts differ
+
+    one = ["sample", "--model", "mine:Toy", "--size", "24", "--frames", "0", "--prompt", "a red cube", "--seed", "1"]
+    assert main([*one, "--out", "alone"]) == 0
+    assert (here / "alone/000-a-red-cube-s1.ply").read_bytes() == (here / "out/000-a-red-cube-s1.ply").read_bytes()
+    assert main([*one, "--out", "tuned", "--adapter", "run"]) == 0
+    assert (here / "alone/000-a-red-cube-s1.ply").read_bytes() != (here / "tuned/000-a-red-cube-s1.ply").read_bytes()
+    capsys.readouterr()
+    assert "not empty" in refused(capsys, base)
+
+
+def test_render_pictures_and_turntables(here, capsys):
+    assert main([*SAMPLE, "--prompt", "a red cube", "--frames", "0"]) == 0
+    scene = "out/000-a-red-cube-s0.ply"
+    assert main(["render", scene, "--out", "views.png", "--size", "20", "--views", "3"]) == 0
+    assert Image.open("views.png").size == (60, 20)
+    assert np.asarray(Image.open("views.png")).std() > 1  # something is on it
+    for name in ("turn.webp", "turn.gif"):
+        assert main(["render", scene, "--out", name, "--size", "20", "--frames", "4"]) == 0
+        assert Image.open(name).n_frames == 4
+    capsys.readouterr()
+    assert "views.png exists" in refused(capsys, ["render", scene, "--out", "views.png"])
+    assert main(["render", scene, "--out", "views.png", "--size", "10", "--overwrite"]) == 0
+    assert Image.open("views.png").size == (40, 10)
+
+
+REFUSALS = {
+    "command": (["trian"], "did you mean train"),
+    "model": (["sample", "--model", "nope", "--out", "out", "--prompt", "x"], "unknown model 'nope'; known: embedded"),
+    "method": ([*TRAIN, "--method", "nope", "--reward", "dnc"], "unknown method 'nope'; known: nabla"),
+    "reward": ([*TRAIN, "--reward", "nope"], "unknown reward 'nope'; known: colorfulness, dnc, imagenet, jpeg"),
+    "reward of sample": ([*SAMPLE, "--prompt", "x", "--rewards", "nope"], "unknown reward 'nope'"),
+    "no module": ([*TRAIN, "--reward", "nope.mod:Mine"], "nope"),
+    "no attribute": ([*TRAIN, "--reward", "mine:Other"], "no attribute 'Other'"),
+    "no reward": (TRAIN, "needs --reward NAME; known: colorfulness"),
+    "flag": ([*TRAIN, "--reward", "dnc", "--model.stepz", "3"], "--model.stepz"),
+    "type": ([*TRAIN, "--reward", "dnc", "--model.steps", "x"], "--model.steps: invalid literal for int"),
+    "missing flag": (["train", "--reward", "dnc", "--out", "run"], "--prompts PATH"),
+    "option": ([*TRAIN, "--reward", "jpeg", "--reward.quality", "0"], "quality must be 1 to 95, got 0"),
+    "updates": ([*TRAIN, "--reward", "dnc", "--loop.updates", "0"], "loop.updates must be at least 1"),
+    "num": ([*SAMPLE, "--prompt", "x", "--num", "0"], "num must be at least 1, got 0"),
+    "no prompt": (SAMPLE, "no prompts"),
+    "empty prompt": ([*SAMPLE, "--prompt", " "], "empty --prompt"),
+    "no prompt file": ([*SAMPLE, "--prompts", "nope.txt"], "no prompt file nope.txt"),
+    "empty prompt file": ([*SAMPLE, "--prompts", "empty.txt"], "empty.txt has no prompts"),
+    "binary prompt file": ([*SAMPLE, "--prompts", "binary.txt"], "binary.txt is not UTF-8"),
+    "folder of prompts": ([*SAMPLE, "--prompts", "."], "no prompt file"),
+    "reward's check": ([*TRAIN, "--reward", "mine:Picky", "--prompts", "unicorn.txt"], "never seen a unicorn"),
+    "no gradient": ([*TRAIN, "--reward", "jpeg"], "choose a differentiable reward"),
+    "no adapter": ([*SAMPLE, "--prompt", "x", "--adapter", "nope"], "nope holds no adapter"),
+    "output is a file": ([*TRAIN, "--reward", "mine:redness", "--out", "prompts.txt/run"], "prompts.txt"),
+    "sample into a file": ([*SAMPLE, "--prompt", "x", "--out", "prompts.txt/out"], "prompts.txt is a file"),
+    "sample into a full folder": ([*SAMPLE, "--prompt", "x", "--out", "."], "is not empty"),
+    "nothing to resume": ([*TRAIN, "--reward", "mine:redness", "--resume"], "run is not there"),
+    "no scene": (["render", "nope.ply", "--out", "x.png"], "nope.ply"),
+    "no scene file": (["render", "prompts.txt", "--out", "x.png"], "prompts.txt"),
+    "extension": (["render", "nope.ply", "--out", "x.bmp"], "unknown extension '.bmp'"),
+    "film": (["render", "nope.ply", "--out", "x.mp4"], "x.mp4"),
+    "size": (["render", "nope.ply", "--out", "x.png", "--size", "0"], "size must be above 0"),
+    "cuda": ([*SAMPLE, "--prompt", "x", "--device", "tpu"], "'tpu'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_bad_input_is_refused_in_one_line(here, capsys, case):
+    (here / "empty.txt").write_text("\n# nothing\n")
+    (here / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
+    (here / "unicorn.txt").write_text("a cat\na unicorn\n")
+    args, message = REFUSALS[case]
+    assert message in refused(capsys, args)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"), [("nan", "reward nan returned nan"), ("flat", "reward flat must return")]
+)
+def test_broken_rewards_are_named(here, capsys, reward, message):
+    assert main([*TRAIN, *SMALL, "--reward", f"mine:{reward}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_resume_names_the_field_that_differs(here, capsys):
+    args = [*TRAIN, *SMALL, "--reward", "mine:redness"]
+    assert main(args) == 0
+    capsys.readouterr()
+    for extra, field in (
+        ("--method.rho=0.1", "method.rho"),
+        ("--cameras.views=1", "cameras.views"),
+        ("--seed=9", "loop.seed"),
+    ):
+        message = refused(capsys, [*args, "--resume", extra])
+        assert f"{field} was" in message
+    (here / "prompts.txt").write_text("another prompt\n")
+    assert "inputs.prompts" in refused(capsys, [*args, "--resume"])
+
+
+def test_truncated_checkpoints_are_refused(here, capsys):
+    args = [*TRAIN, *SMALL, "--reward", "mine:redness"]
+    assert main(args) == 0
+    capsys.readouterr()
+    state = here / "run/checkpoints/step-000002/state.safetensors"
+    state.write_bytes(state.read_bytes()[:-9])
+    message = refused(capsys, [*args, "--resume"])
+    assert "step-000002/state.safetensors" in message and "cut short" in message and "delete" in message
+
+
+def test_a_bug_is_no_user_error(here):
+    (here / "mine.py").write_text(MINE + "\n1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        main([*TRAIN, "--reward", "mine:redness"])
+
+
+def test_interrupted_training_saves_and_says_so(here):
+    """Ctrl-C in a real process: exit code 130, one last line, and a run that --resume finishes."""
+    args = [sys.executable, "-m", "align3d", *TRAIN, *SMALL, "--reward", "mine:slow"]
+    args[args.index("--loop.updates") + 1] = "200"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics, patience = here / "run/metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < patience and child.poll() is None:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("align3d: interrupted: stopped after update")
+    done = len(metrics.read_text().splitlines())
+    assert 0 < done < 200
+    again = [arg if arg != "200" else str(done + 1) for arg in args[3:]]
+    assert main([*again, "--resume"]) == 0
+    assert len(metrics.read_text().splitlines()) == done + 1
+
+
+def test_prompt_files(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffa caf\xe9 chair \r\n#no\r\n  \r\nb".encode())
+    assert read_prompts(path) == ["a caf\xe9 chair", "b"]
+    assert gather(["first"], path) == ["first", "a caf\xe9 chair", "b"]
+
+
+def test_slugs_are_safe_file_names():
+    assert slug("A red/../chair, 2!") == "a-red-chair-2"
+    assert slug("\u6905\u5b50") == "prompt"
+    assert len(slug("x" * 300)) <= 40 and "/" not in slug("a/b\\c\0")
+
+
+def test_boxes_become_lines():
+    box = (
+        "╭─ Required options ──────────╮\n│ Missing from align3d train: │\n│     --reward NAME           │\n"
+        "│         (required)          │\n│ ─────────────────────────── │\n│ For full helptext, run:     │\n╰─────╯\n"
+    )
+    assert one_line(box) == "Missing from align3d train: --reward NAME"
+    assert one_line("") == "wrong arguments"
