@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
+from objects.palette import WINDOW
 
+from furniture import words
 from furniture.catalog import Entry
 from furniture.wavefront import Mesh, crease_normals
 
@@ -46,16 +49,24 @@ def prepare(mesh: Mesh, entry: Entry) -> Mesh:
     missing = ~np.isfinite(normal).all((1, 2))
     if missing.any():
         normal[missing] = crease_normals(position)[missing]
-    keep = ~glass(mesh, position)
+    panes = windows(mesh) if words.category(words.phrase(entry)) == "car" else None
+    keep = ~glass(mesh, position) if panes is None else np.ones(len(position), bool)
     if not keep.any():
         raise ValueError(f"{entry.id}: nothing visible")
     return replace(
         mesh,
+        factor=mesh.factor if panes is None else np.where(panes[:, None], WINDOW, mesh.factor).astype(np.float32),
         position=fit(position[keep]),
         normal=unit(normal[keep]),
         uv=np.ascontiguousarray(mesh.uv[keep]),
         material=np.ascontiguousarray(mesh.material[keep]),
     )
+
+
+def windows(mesh: Mesh) -> np.ndarray:
+    """Which materials are the panes of a vehicle: they become dark and opaque, or the inside would show."""
+    lights = np.array([bool(re.search(r"light|lamp|lens|signal|line|phare|faro", name)) for name in mesh.names])
+    return (mesh.opacity < 0.999) & (mesh.texture < 0) & ~lights
 
 
 def glass(mesh: Mesh, position: np.ndarray) -> np.ndarray:
