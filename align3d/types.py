@@ -68,8 +68,8 @@ class Rollout:
 
     prompts: Sequence[str]
     cond: Cond
-    times: Float[Tensor, "K+1"]  # descending, in [0, 1]; 0 = data
-    x: Float[Tensor, "B K+1 *L"]  # x[:, k] is the state at times[k]
+    times: Float[Tensor, "T"]  # T = K + 1, descending, in [0, 1]; 0 = data
+    x: Float[Tensor, "B T *L"]  # x[:, k] is the state at times[k]
     eps: Float[Tensor, "B K *L"]  # the prediction that led from x[:, k] to x[:, k + 1]
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ class Method(Protocol):
     needs_gradient: bool  # whether the reward must be differentiable
 
     def losses(
-        self, model: BaseModel, score: Score, times: Float[Tensor, "K+1"], prompts: Sequence[str], rng: Streams
+        self, model: BaseModel, score: Score, times: Float[Tensor, "T"], prompts: Sequence[str], rng: Streams
     ) -> Iterator[StepLoss]: ...
 
 

@@ -7,6 +7,8 @@ see all views of the object, followed by convolutions at half resolution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -44,7 +46,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         latent_channels: int = 8,
         num_views: int = 4,
         sample_size: int = 64,
-        encoder_channels: tuple[int, int] = (80, 128),
+        encoder_channels: Sequence[int] = (80, 128),
         decoder_dim: int = 160,
         decoder_layers: int = 4,
         decoder_heads: int = 5,

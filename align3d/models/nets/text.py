@@ -51,7 +51,7 @@ class TextEncoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        words: tuple[str, ...] = (),
+        words: Sequence[str] = (),
         buckets: int = 2048,
         max_words: int = 20,
         max_pieces: int = 16,
