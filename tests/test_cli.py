@@ -196,7 +196,7 @@ def test_list_and_version(capsys):
 def test_doctor_finds_renderers_and_extras(capsys):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
-    for word in ("torch", "native", "gsplat", "auto", "cores", "imagenet", "embedded"):
+    for word in ("torch", "native", "gsplat", "auto", "cores", "embedded", "extras"):
         assert word in text
 
 

@@ -10,14 +10,14 @@ import tyro
 from align3d.commands import TABLES
 from align3d.commands.flags import load_part, table
 
+Kind = Literal["all", "models", "methods", "rewards", "scenes"]
+
 
 @dataclass(frozen=True)
 class List:
     """Print the known models, methods, rewards or scenes, with a line about each."""
 
-    kind: Annotated[Literal["all", "models", "methods", "rewards", "scenes"], tyro.conf.Positional] = (
-        "all"  # which table
-    )
+    kind: Annotated[Kind, tyro.conf.Positional] = "all"  # which table
 
 
 def run(options: List) -> None:
