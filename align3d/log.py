@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEMPORARY = ".tmp-"  # how the name of everything unfinished begins; `sweep` removes it after a crash
+TEMPORARY = ".tmp-"  # how the name of everything unfinished begins; the next start of a run removes it
 PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "transformers", "peft")  # whose versions a run records
 MAX_JSON = 1 << 24  # bytes of a JSON file, or of one line of metrics, that we are willing to read
 MAX_SHOWN = 1e9  # seconds; a longer time left is not worth a number

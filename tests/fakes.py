@@ -24,13 +24,14 @@ SMALL = Loop(updates=6, batch_size=4, learning_rate=0.05, warmup=2, checkpoint_e
 
 
 class Adapter(nn.Module):
-    """A matrix and an offset that learn, an offset that no loss ever reaches, and one that is frozen."""
+    """A matrix and an offset that learn, vectors that no loss reaches unless a test sees to it, and a frozen one."""
 
     def __init__(self, seed: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(3, 5, generator=torch.Generator().manual_seed(seed)))
         self.offset = nn.Parameter(torch.zeros(3))
         self.unused = nn.Parameter(torch.ones(2))
+        self.rare = nn.Parameter(torch.ones(2))
         self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
 
 

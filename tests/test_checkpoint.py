@@ -108,7 +108,7 @@ def test_without_an_older_one_the_error_says_so(tmp_path):
 def test_tensors_of_another_model_are_refused(tmp_path):
     model, state = made()
     path = checkpoint.save(tmp_path, 1, state, keep=2)
-    with pytest.raises(ValueError, match=r"another model, ema/offset is unknown; ema/unused is unknown; ema/weight"):
+    with pytest.raises(ValueError, match=r"another model, ema/offset is unknown; ema/rare is unknown; ema/unused"):
         checkpoint.load(path, made(ema=False)[1])
     model.adapter.weight = torch.nn.Parameter(torch.zeros(5, 3))
     before = weights(model)

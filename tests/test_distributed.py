@@ -1,4 +1,4 @@
-"""Two processes give the update that one gives with twice the batch."""
+"""Two processes, with two rollouts each, give the update that one process gives with all the rows in one batch."""
 
 import json
 import os
@@ -17,13 +17,12 @@ from align3d.loop import fit
 
 
 class Loud(FakeMethod):
-    """Sends a gradient to `unused` from the second process's rows alone."""
+    """Sends a gradient to `rare` from the second process's rows alone."""
 
     def losses(self, model, score, times, prompts, rng):
         for step in super().losses(model, score, times, prompts, rng):
-            if any(key[2] >= 4 for key in rng.keys):
-                step = replace(step, loss=step.loss + model.adapter.unused.sum() * 4 / len(rng))
-            yield step
+            share = sum(key[2] % 4 >= 2 for key in rng.keys) / len(rng)
+            yield replace(step, loss=step.loss + share * model.adapter.rare.sum()) if share else step
 
 
 def process(root: Path, rank: int, world: int) -> None:
@@ -31,7 +30,7 @@ def process(root: Path, rank: int, world: int) -> None:
     if world > 1:
         torch.distributed.init_process_group(init_method=f"file://{root}/meet", rank=rank, world_size=world)
     model, seen = FakeModel(seed=rank), []
-    loop, out = replace(SMALL, batch_size=8 // world, sample_every=3), root / f"world-{world}"
+    loop, out = replace(SMALL, batch_size=8 // world**2, accumulate=world, sample_every=3), root / f"world-{world}"
     hooks = [lambda done, model: seen.append(done)]
     rows = fit(model, Loud(), FakeScore(), PROMPTS, loop, out=out, hooks=hooks, progress=False)
     found = {"weights": weights(model), "rows": rows, "hooks": seen}
@@ -62,7 +61,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     one, first, second = (json.loads((tmp_path / name).read_text()) for name in ("1-0.json", "2-0.json", "2-1.json"))
     assert first["weights"] == second["weights"]
     assert first["weights"] != weights(FakeModel())
-    assert first["weights"]["unused"] != [1.0, 1.0]
+    assert first["weights"]["rare"] != [1.0, 1.0] == first["weights"]["unused"]
     for name, values in one["weights"].items():
         torch.testing.assert_close(torch.tensor(first["weights"][name]), torch.tensor(values), rtol=0, atol=1e-6)
     assert (
