@@ -264,7 +264,7 @@ REFUSALS = {
     "no reward": (TRAIN, "needs --reward NAME; known: colorfulness"),
     "flag": ([*TRAIN, "--reward", "dnc", "--model.stepz", "3"], "--model.stepz"),
     "type": ([*TRAIN, "--reward", "dnc", "--model.steps", "x"], "--model.steps: invalid literal for int"),
-    "missing flag": (["train", "--reward", "dnc", "--out", "run"], "--prompts PATH"),
+    "missing flag": (["train", "--reward", "dnc", "--prompts", "prompts.txt"], "--out PATH"),
     "option": ([*TRAIN, "--reward", "jpeg", "--reward.quality", "0"], "quality must be 1 to 95, got 0"),
     "updates": ([*TRAIN, "--reward", "dnc", "--loop.updates", "0"], "loop.updates must be at least 1"),
     "num": ([*SAMPLE, "--prompt", "x", "--num", "0"], "num must be at least 1, got 0"),
@@ -364,6 +364,12 @@ def test_prompt_files(tmp_path):
     path.write_bytes("\ufeffa caf\xe9 chair \r\n#no\r\n  \r\nb".encode())
     assert read_prompts(path) == ["a caf\xe9 chair", "b"]
     assert gather(["first"], path) == ["first", "a caf\xe9 chair", "b"]
+
+
+def test_shipped_prompts_keep_some_back():
+    train, heldout = (read_prompts(Path(name)) for name in ("train", "heldout"))
+    assert len(train) > 100 and len(heldout) > 20
+    assert not set(train) & set(heldout)
 
 
 def test_slugs_are_safe_file_names():

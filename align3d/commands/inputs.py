@@ -9,18 +9,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+SHIPPED = Path(__file__).parent.parent / "assets" / "prompts"  # train.txt and heldout.txt
 MAX_BYTES = 1 << 24  # of a prompt file; larger ones are some other file, given by mistake
 
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a text file: one per line, empty lines and lines that begin with # left out.
 
+    Args:
+        path: The file, or "train" or "heldout" for the lists of the embedded generator: held-out prompts combine
+            colours and nouns that its training never combined.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no UTF-8 text, too large, or has no prompts.
     """
+    shipped = {file.stem: file for file in SHIPPED.glob("*.txt")}
     if not path.is_file():
-        raise FileNotFoundError(f"no prompt file {path}; give a text file with one prompt per line")
+        if str(path) not in shipped:
+            lists = ", ".join(sorted(shipped))
+            raise FileNotFoundError(
+                f"no prompt file {path}; give a text file with one prompt per line, or one of {lists}"
+            )
+        path = shipped[str(path)]
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than a prompt file may have ({MAX_BYTES})")
     try:

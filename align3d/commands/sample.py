@@ -27,7 +27,7 @@ class Sample:
     """
 
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # a prompt; may be given several times
-    prompts: Path | None = None  # text file with one prompt per line
+    prompts: Path | None = None  # text file, a prompt per line; train, heldout = lists of the embedded generator
     adapter: Path | None = None  # a run's folder, or the folder of an adapter; none = the generator as it is
     num: int = 1  # samples per prompt, with the seeds SEED, SEED + 1, ...
     seed: int = 0  # first seed

@@ -30,7 +30,7 @@ class Train:
     process samples a batch of its own.
     """
 
-    prompts: Path  # text file with the training prompts, one per line
+    prompts: Path = Path("train")  # text file, a prompt per line; train, heldout = lists of the embedded generator
     out: Path  # the run's folder; must be new, or an earlier start of the same run with --resume
     resume: bool = False  # go on from the newest checkpoint in the folder
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
