@@ -122,8 +122,9 @@ def fit(
 
     done = open_run(run, out, wanted, look)
     rows = out / "metrics.jsonl" if out is not None and distributed.rank() == 0 else None
-    bar = log.Progress(loop.updates, done, show=progress and distributed.rank() == 0)
-    with log.Metrics(rows, done) as metrics, Interrupts(tell=progress) as interrupts, bar:
+    show = progress and distributed.rank() == 0
+    bar = log.Progress(loop.updates, done, show=show)
+    with log.Metrics(rows, done) as metrics, Interrupts(tell=show) as interrupts, bar:
         while done < loop.updates:
             row = run.update(done)
             done += 1
