@@ -171,8 +171,8 @@ def check(model: BaseModel, method: Method, score: Score, prompts: Sequence[str]
     """
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
-    if not any(p.requires_grad for p in model.adapter.parameters()):
-        raise ValueError(f"the adapter of {type(model).__name__} has no trainable parameters; add one before training")
+    if model.adapter is None or not any(p.requires_grad for p in model.adapter.parameters()):
+        raise ValueError(f"{type(model).__name__} has no trainable adapter; load it with one (a rank above 0)")
     reward = getattr(score, "reward", None)  # a bare function may score too, and is trusted
     if method.needs_gradient and not getattr(reward, "differentiable", True):
         needs = f"method {type(method).__name__} needs the gradient of the reward, and reward {type(reward).__name__}"

@@ -214,8 +214,10 @@ def test_a_method_without_gradients_takes_any_reward_and_a_bare_score_is_trusted
     train(score=lambda scene, prompts, rng: None)
     model = FakeModel()
     model.adapter.requires_grad_(False)
-    with pytest.raises(ValueError, match="no trainable parameters"):
-        train(model=model)
+    for adapter in (model.adapter, None):
+        model.adapter = adapter
+        with pytest.raises(ValueError, match="FakeModel has no trainable adapter"):
+            train(model=model)
 
 
 def test_folders_that_cannot_be_used_are_refused_before_any_work(tmp_path):
