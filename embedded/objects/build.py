@@ -50,7 +50,8 @@ def _hull(kind: int, a: tuple[float, ...], r: float) -> np.ndarray:
     if kind == DISC:
         return np.concatenate([_CIRCLE * (a[0], 0, a[2]) + (0, y, 0) for y in (-a[1], a[1])])
     if kind == TORUS:
-        return np.concatenate([_CIRCLE * (a[0] + a[1]), _CIRCLE * a[0] + (0, a[1], 0), _CIRCLE * a[0] - (0, a[1], 0)])
+        tube = [(a[1] * math.cos(e), a[1] * math.sin(e)) for e in np.radians((-90, -45, 0, 45, 90))]
+        return np.concatenate([_CIRCLE * (a[0] + x) + (0, y, 0) for x, y in tube])
     if kind == CAPSULE:
         return np.concatenate([_SPHERE * a[1] - (0, a[0], 0), _SPHERE * a[2] + (0, a[0], 0)])
     if kind in (DOME, SHELL):
@@ -85,6 +86,7 @@ class Builder:
     second: np.ndarray
     pattern: int = PLAIN  # drawn on every primitive in the main colour, in the colour `ink`
     ink: np.ndarray = field(default_factory=lambda: np.ones(3))
+    across: int = 1  # the axis of the object that stripes run across
     rows: list[np.ndarray] = field(default_factory=list)
     group: int = 0
 
@@ -132,7 +134,8 @@ class Builder:
         elif dots is not None:
             row[23:26], row[26:28] = dots[1], (DOTS, 1 / dots[0])
         elif self.pattern and color is self.main and not cut:
-            row[23:26], row[26] = self.ink, self.pattern  # the frequency follows from the object's size, in `place`
+            row[23:26], row[26] = self.ink, self.pattern
+            row[28] = self.across  # the frequency follows from the object's size, in `place`
         self.rows.append(row)
 
     def ball(self, at, a, color, **more) -> None:

@@ -73,6 +73,7 @@ def lamp(b: Builder) -> None:
 def sofa(b: Builder) -> None:
     """Two or three seats between thick arms."""
     w, high = b.u(1.1, 1.4), b.u(0.42, 0.55)
+    b.across = 0
     b.box((0, -0.2, 0), (w, 0.27, 0.55), b.main, r=0.08)
     b.box((0, 0.25, -0.42), (w, high, 0.18), b.main, r=0.12)
     for s in (-1, 1):
@@ -90,6 +91,7 @@ def sofa(b: Builder) -> None:
 def bed(b: Builder) -> None:
     """A mattress with one or two pillows between a high and a low board."""
     w, high = b.u(0.7, 1.0), b.u(0.45, 0.7)
+    b.across = 0
     b.box((0, -0.2, 0), (w, 0.16, 1.2), b.second)
     b.box((0, 0.06, 0.04), (w * 0.95, 0.2, 1.12), b.main, r=0.1)
     b.box((0, high - 0.3, -1.16), (w, high, 0.11), b.second)

@@ -208,8 +208,11 @@ Hit trace(const Object& obj, const Field& seen, V3 origin, V3 dir, const Hit* li
   bool found = false;
   for (int step = 0; step < 96 && t < end; ++step) {
     const float q = near.at(o + d * t, &own);
-    t += std::max(q * .95f, .4f * eps) * inv;
-    if ((found = q < eps && own)) break;
+    if ((found = q < eps && own)) {
+      t += q * inv;
+      break;
+    }
+    t += q * .95f * inv;
   }
   if (!found) return hit;
   const V3 p = o + d * t;
