@@ -128,7 +128,8 @@ def load_part(network_class: type, folder: Path):
                 f"{path} is missing; --model.weights takes a folder with transformer/, gs_vae/ and text_encoder/"
             )
     try:
-        network = network_class.from_config(json.loads(config.read_text()))
+        with torch.random.fork_rng(devices=[]):  # initial weights, overwritten below, come from the global generator
+            network = network_class.from_config(json.loads(config.read_text()))
         tensors = load_file(weights)
     except (SafetensorError, json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{folder} is damaged ({error}); copy it again") from error

@@ -1,0 +1,222 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_model import write_checkpoint
+
+from align3d.models.embedded import Embedded
+from align3d.scenes.cameras import orbit
+
+PROMPTS = ["a red mug", "a blue dog"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def model(weights, monkeypatch):
+    monkeypatch.setattr("align3d.models.embedded.AZIMUTHS", (0.0, 90.0))
+    return Embedded(weights=weights, rank=2, precision="float32").load()
+
+
+def noise(model, num=2):
+    return torch.randn(num, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+
+
+def shake(model):
+    for i, p in enumerate(model.adapter.parameters()):
+        with torch.no_grad():
+            p.copy_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+
+
+def test_one_view_is_the_stock_network(weights):
+    from diffusers import PixArtTransformer2DModel
+
+    from align3d.models.embedded import load_part
+    from align3d.models.nets.multiview import set_multiview
+
+    network = load_part(PixArtTransformer2DModel, weights / "transformer").eval()
+    rng = torch.Generator().manual_seed(0)
+    args = {
+        "hidden_states": torch.randn(6, 10, 2, 4, generator=rng),
+        "encoder_hidden_states": torch.randn(6, 5, 8, generator=rng),
+        "timestep": torch.tensor([1, 5, 900, 20, 30, 40]),
+        "encoder_attention_mask": (torch.rand(6, 5, generator=rng) > 0.3).float(),
+        "return_dict": False,
+    }
+    stock = network(**args)[0]
+    assert torch.allclose(set_multiview(network, 1)(**args)[0], stock, atol=1e-6)
+
+
+def test_views_see_each_other_and_objects_do_not(model):
+    x, t, cond = noise(model), torch.tensor([0.5, 0.5]), model.encode(PROMPTS)
+    with torch.no_grad():
+        before = model.predict(x, t, cond)
+        x[0, 1] += 1.0
+        after = model.predict(x, t, cond)
+    change = (after - before).abs().amax((2, 3, 4))
+    assert (change[0] > 1e-6).all()  # the other view of the object moves too
+    assert (change[1] == 0).all()
+
+
+def test_rows_are_independent_of_the_batch(model):
+    x, t = noise(model), torch.tensor([0.3, 0.9])
+    with torch.no_grad():
+        both = model.predict(x, t, model.encode(PROMPTS))
+        alone = [model.predict(x[i : i + 1], t[i : i + 1], model.encode(PROMPTS[i : i + 1])) for i in range(2)]
+    assert torch.allclose(both, torch.cat(alone), atol=1e-5)
+
+
+def test_guidance_is_a_line_from_empty_to_prompt(model):
+    x, t = noise(model), torch.tensor([0.4, 0.6])
+    with torch.no_grad():
+        model.guidance = 1.0
+        cond, empty = model.predict(x, t, model.encode(PROMPTS)), model.predict(x, t, model.encode(["", ""]))
+        model.guidance = 3.0
+        guided = model.predict(x, t, model.encode(PROMPTS))
+    assert not torch.allclose(cond, empty, atol=1e-4)
+    assert torch.allclose(guided, empty + 3 * (cond - empty), atol=1e-4)
+
+
+def test_prediction_is_the_noise_when_v_is_exact(model):
+    """v-prediction stays inside: for the true v of a known x0 and noise, predict must return that noise."""
+    from align3d.diffusion.schedule import add_noise, v_from_eps
+
+    x0, eps, t = noise(model), noise(model).flip(0), torch.tensor([0.2, 0.8])
+    x = add_noise(model.schedule, x0, eps, t)
+    model.guidance = 1.0
+    model.network_output = lambda *_: v_from_eps(model.schedule, x, eps, t)
+    assert torch.allclose(model.predict(x, t, model.encode(PROMPTS)), eps, atol=1e-5)
+
+
+def test_gradient_reaches_every_sample_and_the_adapter(model):
+    shake(model)
+    x = noise(model).requires_grad_()
+    model.predict(x, torch.tensor([0.4, 0.6]), model.encode(PROMPTS)).square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert (x.grad.flatten(1).norm(dim=1) > 0).all()
+    for name, p in model.adapter.named_parameters().items():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.norm() > 0, name
+    frozen = [p for n, p in model.network.named_parameters() if "lora_" not in n]
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
+
+
+def test_reference_is_the_model_before_training(model, weights):
+    x, t, cond = noise(model), torch.tensor([0.4, 0.6]), model.encode(PROMPTS)
+    with torch.no_grad():
+        base = model.predict(x, t, cond)
+    shake(model)
+    with torch.no_grad():
+        tuned = model.predict(x, t, cond)
+    with model.reference():
+        reference = model.predict(x, t, cond)
+    assert not torch.allclose(tuned, base, atol=1e-4)
+    assert torch.equal(reference, base)
+    assert not reference.requires_grad
+    assert model.predict(x, t, cond).requires_grad  # and on again afterwards
+
+
+def test_decode_renders_with_gradient_to_every_sample(model):
+    x = noise(model).requires_grad_()
+    azimuth = torch.tensor([[10.0, 80.0, 200.0]]).expand(2, -1)
+    views = model.decode(x).render(orbit(azimuth, torch.zeros_like(azimuth), height=9, width=11))
+    assert views.rgb.shape == (2, 3, 3, 9, 11)
+    views.rgb.square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert (x.grad.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_adapter_round_trip_and_peft_reads_it(model, weights, tmp_path):
+    shake(model)
+    model.save_adapter(tmp_path / "adapter")
+    again = Embedded(weights=weights, adapter=tmp_path / "adapter", rank=2, precision="float32").load()
+    ours, theirs = model.adapter.named_parameters(), again.adapter.named_parameters()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+    from diffusers import PixArtTransformer2DModel
+    from peft import PeftModel
+
+    from align3d.models.embedded import load_part
+    from align3d.models.nets.multiview import set_multiview
+
+    network = set_multiview(load_part(PixArtTransformer2DModel, weights / "transformer"), 2).eval()
+    peft = PeftModel.from_pretrained(network, str(tmp_path / "adapter"))
+    x, t, cond = noise(model), torch.tensor([0.4, 0.6]), model.encode(PROMPTS)
+    with torch.no_grad():
+        mine = model.network_output(x, t, cond.states, cond.keep)
+        model.network = peft
+        assert torch.allclose(model.network_output(x, t, cond.states, cond.keep), mine, atol=1e-5)
+
+
+def test_same_seed_same_adapter_and_no_global_randomness(weights):
+    before = torch.random.get_rng_state()
+    a, b = (Embedded(weights=weights, rank=2).load().adapter.parameters() for _ in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def copy(weights, folder):
+    import shutil
+
+    return shutil.copytree(weights, folder / "weights")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "key", "shape", "config"])
+def test_damaged_weights_are_named(weights, tmp_path, damage):
+    folder = copy(weights, tmp_path)
+    path = folder / "gs_vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "config":
+        path = folder / "gs_vae" / "config.json"
+        path.write_text(path.read_text()[:50])
+    else:
+        name = "tokens_in.weight"
+        value = tensors.pop(name)
+        tensors[name + ("x" if damage == "key" else "")] = value if damage == "key" else value[:1].clone()
+        save_file(tensors, path)
+    with pytest.raises((ValueError, FileNotFoundError), match="gs_vae"):
+        Embedded(weights=folder).load()
+
+
+def test_unknown_config_keys_are_ignored(weights, tmp_path):
+    folder = copy(weights, tmp_path)
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decay": 0.99, "use_ema_warmup": True}))
+    Embedded(weights=folder).load()
+
+
+def test_adapter_of_another_rank_is_refused(model, weights, tmp_path):
+    model.save_adapter(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="rank 3"):
+        Embedded(weights=weights, adapter=tmp_path / "adapter", rank=3).load()
+    with pytest.raises(FileNotFoundError, match="no adapter"):
+        Embedded(weights=weights, adapter=tmp_path, rank=2).load()
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rank": 0}, {"guidance": -1.0}, {"guidance": float("nan")}])
+def test_wrong_options(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Embedded(**wrong)
+
+
+def test_any_string_is_text(weights):
+    from align3d.models.embedded import load_part
+    from align3d.models.nets.text import TextEncoder
+
+    encoder = load_part(TextEncoder, weights / "text_encoder").eval()
+    texts = ["", "mug", "mugs!", "☃ größe" * 50, "\x00\n", "a red mug"]
+    states, keep = encoder(encoder.tokenize(texts))
+    assert states.isfinite().all()
+    assert keep.sum(1).tolist()[:2] == [1, 2]
+    mug, mugs = (set(encoder.tokenize.pieces(w)) for w in ("mug", "mugs"))
+    assert mug & mugs  # an inflected word shares letter groups
+    with torch.no_grad():
+        padded = encoder(torch.cat([encoder.tokenize(["mug"]), encoder.tokenize(["mug"])]))[0]
+    assert torch.allclose(padded[0], states[1], atol=1e-6)
