@@ -34,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         shards.write(args.out, args.count, args.seed, args.threads, args.held)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"error: cannot write to {args.out}: {error}", file=sys.stderr)
         return 2

@@ -227,6 +227,10 @@ def test_shards_have_the_fixed_format_and_resume(tmp_path, monkeypatch):
     assert (tmp_path / "shard-00001.safetensors").stat().st_mtime_ns == kept
     assert not list(tmp_path.glob(".*"))
 
+    assert make_objects.main([str(tmp_path), "--count", "7", "--seed", "5"]) == 0  # a part of a shard is made whole
+    assert load_file(tmp_path / "shard-00001.safetensors")["rgb"].shape[0] == 3
+    assert make_objects.main([str(tmp_path), "--count", "7", "--seed", "6"]) == 2
+
 
 def test_bad_arguments_exit_with_2(tmp_path, capsys):
     assert make_objects.main([str(tmp_path), "--count", "0"]) == 2

@@ -14,7 +14,8 @@ Cameras: radius 1.4, focal length 1422.222 / 1024 of the width, looking at the o
 (0 on +Z, 90 on +X) at elevation 20. Canonical pixel x sees u = x / (W - 1), end points included; free views see
 u = (x + 1/2) / W and are antialiased over white.
 
-OUT/shard-00000.json has "captions", three for each object, and "meta", one dictionary for each.
+OUT/shard-00000.json has "captions", three for each object, and "meta", one dictionary for each. OUT/source.json says
+which seed, and whether held-out pairs, the folder is of.
 """
 
 from __future__ import annotations
@@ -51,17 +52,25 @@ def write(out: Path, count: int, seed: int, threads: int, held: bool = False) ->
         seed: Of the data set.
         threads: Of the tracer; they do not change the result.
         held: Held-out pairs only.
+
+    Raises:
+        ValueError: If the folder holds another data set.
     """
     from safetensors.numpy import save
 
     out.mkdir(parents=True, exist_ok=True)
+    source, own = out / "source.json", {"seed": seed, "held": held}
+    if source.exists() and (there := json.loads(source.read_text())) != own:
+        raise ValueError(f"{out} holds objects of {there}, not of {own}; give another folder or the same options")
+    _atomic(source, json.dumps(own).encode())
     shards = -(-count // SHARD)
     start, made = time.monotonic(), 0
     for k in range(shards):
         tensors, words = out / f"shard-{k:05d}.safetensors", out / f"shard-{k:05d}.json"
-        if tensors.exists() and words.exists():
+        rows = range(k * SHARD, min((k + 1) * SHARD, count))
+        if tensors.exists() and words.exists() and len(json.loads(words.read_text())["captions"]) >= len(rows):
             continue
-        samples = [draw(seed, i, held) for i in range(k * SHARD, min((k + 1) * SHARD, count))]
+        samples = [draw(seed, i, held) for i in rows]
         info = {"captions": [s.captions for s in samples], "meta": [s.meta for s in samples]}
         _atomic(words, json.dumps(info).encode())
         _atomic(tensors, save(render(samples, threads)))
