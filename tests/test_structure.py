@@ -32,7 +32,7 @@ LAYERS = [
     ["loop"],
     ["generate"],
     ["evaluate"],
-    ["charts", "page"],
+    ["charts", "page", "runs"],
     ["report"],
     ["recipes"],
     ["demo"],
@@ -41,8 +41,6 @@ LAYERS = [
     ["__main__"],
 ]
 METHODS_SEE = {"types", "rng", "diffusion", "methods"}
-ROOT = {"__version__", "registry"}  # what may be had from `import align3d` itself
-# Tables name modules as text, so `commands` is no importer of what it lists.
 
 
 def part_of(path: Path) -> str:
