@@ -49,13 +49,14 @@ def prepare(mesh: Mesh, entry: Entry) -> Mesh:
     missing = ~np.isfinite(normal).all((1, 2))
     if missing.any():
         normal[missing] = crease_normals(position)[missing]
-    panes = windows(mesh) if words.category(words.phrase(entry)) == "car" else None
-    keep = ~glass(mesh, position) if panes is None else np.ones(len(position), bool)
+    kind = words.category(words.phrase(entry))
+    panes = windows(mesh) if kind == "car" else np.zeros(len(mesh.opacity), bool)
+    keep = ~glass(mesh, position) | (kind in ("car", "table"))  # a table needs its top
     if not keep.any():
         raise ValueError(f"{entry.id}: nothing visible")
     return replace(
         mesh,
-        factor=mesh.factor if panes is None else np.where(panes[:, None], WINDOW, mesh.factor).astype(np.float32),
+        factor=np.where(panes[:, None], WINDOW, mesh.factor).astype(np.float32),
         position=fit(position[keep]),
         normal=unit(normal[keep]),
         uv=np.ascontiguousarray(mesh.uv[keep]),

@@ -241,7 +241,7 @@ def crease_normals(position: np.ndarray, crease: float = 40.0) -> np.ndarray:
     edges = np.roll(position, -1, 1) - position
     flat = np.cross(edges[:, 0], edges[:, 1])
     flat = (flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-30)).astype(np.float32)
-    length = np.linalg.norm(edges, axis=2) + 1e-30
+    length = np.linalg.norm(edges, axis=2) + 1e-12
     cosine = -(edges * np.roll(edges, 1, 1)).sum(2) / (length * np.roll(length, 1, 1))
     angle = np.arccos(cosine.clip(-1, 1)).astype(np.float32)
     extent = float(np.ptp(position.reshape(-1, 3), axis=0).max()) or 1.0
