@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from data import splat_maps
 from diffusers import PixArtTransformer2DModel
+from objects.palette import COLORS
+from objects.table import category_of, held_out
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from training import Optimizers, Trainer
@@ -70,10 +72,9 @@ class Generator(nn.Module):
 
 
 @torch.no_grad()
-def encode(codec: PatchCodec, folder: Path, cache: Path) -> tuple[Tensor, list[list[str]], list[dict]]:
-    """Latents of all objects of a folder, computed once per codec, and their captions."""
-    latents = []
-    texts: dict[str, list] = {"captions": [], "meta": []}
+def encode(codec: PatchCodec, folder: Path, cache: Path) -> tuple[Tensor, list[list[str]]]:
+    """Latents of the usable objects of a folder, computed once per codec, and their captions."""
+    latents, captions = [], []
     for path in sorted(folder.glob("shard-*.safetensors")):
         kept = cache / folder.name / path.name
         if not kept.exists():
@@ -86,10 +87,19 @@ def encode(codec: PatchCodec, folder: Path, cache: Path) -> tuple[Tensor, list[l
                     parts.append(codec.encode(maps).half())
             save_file({"latents": torch.cat(parts)}, kept.with_suffix(".tmp"))
             kept.with_suffix(".tmp").rename(kept)
-        latents.append(load_file(kept)["latents"])
-        for key, rows in json.loads(path.with_suffix(".json").read_text()).items():
-            texts[key] += rows
-    return torch.cat(latents), texts["captions"], texts["meta"]
+            print(f"encoded {kept.name}", flush=True)
+        text = json.loads(path.with_suffix(".json").read_text())
+        rows = [i for i, meta in enumerate(text["meta"]) if usable(meta)]
+        latents.append(load_file(kept)["latents"][rows])
+        captions += [text["captions"][i] for i in rows]
+    return torch.cat(latents), captions
+
+
+def usable(meta: dict) -> bool:
+    """Whether an object may teach the generator: well seen, in its one pose, and not a held-out colour and noun."""
+    category = category_of(meta["noun"])
+    held = category is not None and meta["color"] in COLORS and held_out(category, meta["color"])
+    return not held and meta.get("canonical", True) and meta.get("good", True)
 
 
 def vocabulary(captions: list[list[str]], at_least: int = 8) -> tuple[str, ...]:
@@ -143,16 +153,16 @@ def main() -> None:
     rng = torch.Generator().manual_seed(0)
     codec = PatchCodec.from_pretrained(args.codec).eval()
     sets = [encode(codec, folder, args.out / "latents") for folder in args.data]
-    words = vocabulary([texts for _, captions, _ in sets for texts in captions])
+    words = vocabulary([texts for _, captions in sets for texts in captions])
     generator = Generator(words, codec.config.latent_channels, args.width, args.layers)
     tokens = generator.text_encoder.tokenize
-    ids = [torch.stack([tokens([texts[k] for texts in captions]) for k in range(3)], 1) for _, captions, _ in sets]
+    ids = [torch.stack([tokens([texts[k] for texts in captions]) for k in range(3)], 1) for _, captions in sets]
     edges = ("transformer.pos_embed", "transformer.proj_out", "transformer.adaln", "transformer.caption",
              "text_encoder.embedding", "text_encoder.positions")  # fmt: skip
     optimizers = Optimizers(generator, edges, 0.02, 2e-3)
     trainer = Trainer(generator, optimizers, args.out, args.minutes * 60)
     count = sum(p.numel() for p in generator.parameters())
-    print(f"{count:,} parameters, {len(words)} words, {[len(x) for x, _, _ in sets]} objects", flush=True)
+    print(f"{count:,} parameters, {len(words)} words, {[len(x) for x, _ in sets]} objects", flush=True)
     shares = torch.tensor(args.weights or [1.0] * len(sets))
     fixed = torch.arange(0, len(sets[0][0]), max(1, len(sets[0][0]) // 256))
     shown, total, last = 0.0, 0.0, 0
@@ -161,7 +171,7 @@ def main() -> None:
             torch.multinomial(shares, args.batch, True, generator=rng), minlength=len(sets)
         ).tolist()
         rows, words_of = [], []
-        for (latents, _, _), of_set, n in zip(sets, ids, counts, strict=True):
+        for (latents, _), of_set, n in zip(sets, ids, counts, strict=True):
             index = torch.randint(len(latents), (n,), generator=rng)
             rows.append(latents[index].float())
             words_of.append(of_set[index, torch.randint(3, (n,), generator=rng)])
