@@ -284,22 +284,30 @@ def change(
     return Change(name, **values, error=error, z=z if math.isfinite(z) else None, low=low, high=high, wins=wins)
 
 
-def number(value: float | None, sign: bool = False) -> str:
-    """A number as people read it: three significant digits, no exponent where it can be helped."""
+def number(value: float | None, sign: bool = False, like: float | None = None) -> str:
+    """A number as people read it: about three significant digits, no exponent where it can be helped.
+
+    Args:
+        value: The number; None and what is not finite is "n/a".
+        sign: Whether to write a plus as well.
+        like: Take as many decimals as this number gets, so that the two can be compared; None takes the value's own.
+    """
     if value is None or not math.isfinite(value):
         return "n/a"
-    size = abs(value)
-    if size == 0:
-        return "0"
-    digits = 0 if size >= 1000 else 2 if size >= 10 else 3 if size >= 0.1 else 4
+    size = abs(value if like is None or not math.isfinite(like) else like)
     if 0 < size < 5e-5:
         return f"{value:+.1e}" if sign else f"{value:.1e}"
+    if value == 0:
+        return "0"
+    digits = 0 if size >= 1000 else 2 if size >= 10 else 3 if size >= 0.1 else 4
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
 def interval(row: Change) -> str:
-    """The interval of a change, in words."""
-    return "" if row.low is None else f"{number(row.low, sign=True)} to {number(row.high, sign=True)}"
+    """The interval of a change, in words, with the decimals of the change."""
+    if row.low is None or row.high is None:
+        return ""
+    return f"{number(row.low, sign=True, like=row.change)} to {number(row.high, sign=True, like=row.change)}"
 
 
 def _check(prompts: Sequence[str], seeds: Sequence[int], rewards: Mapping[str, Any], cameras: Cameras) -> None:

@@ -1,0 +1,183 @@
+"""Charts as SVG text for the report: no library, no script; colours are CSS classes, so that they follow the page."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from align3d import evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from align3d.evaluate import Change
+
+WIDTH, HEIGHT = 400, 216  # user units; drawn at about this many CSS pixels, so that letters are legible on a phone
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
+MAX_POINTS = 400  # drawn per series; longer ones are thinned out
+MINUS = "\N{MINUS SIGN}"
+ROW = 46  # height of a row of the interval chart
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """From data to user units."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        u = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
+        v = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
+        return LEFT + u * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - v * (HEIGHT - TOP - BOTTOM)
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        return "M" + "L".join("{:.1f} {:.1f}".format(*self.at(x, y)) for x, y in points)
+
+
+def line_chart(
+    x: Sequence[float],
+    y: Sequence[float],
+    title: str,
+    spread: Sequence[float] | None = None,
+    xlabel: str = "update",
+) -> str:
+    """A curve over the updates: the single values faint, their running mean strong.
+
+    Args:
+        x: Ascending.
+        y: As long as x; values that are not finite leave a gap.
+        title: Read out to those who cannot see the chart.
+        spread: Standard deviation of each y, drawn as a band around the mean.
+        xlabel: Below the axis.
+
+    Returns:
+        SVG; empty text if fewer than two values are finite.
+    """
+    points = [(float(a), float(b)) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    if len(points) < 2:
+        return ""
+    smooth = list(zip((a for a, _ in points), running_mean([b for _, b in points]), strict=True))
+    band: list[tuple[float, float]] = []
+    values = [b for _, b in points]
+    if spread is not None:
+        widths = [float(w) for w, b in zip(spread, y, strict=True) if math.isfinite(b)]
+        if len(widths) == len(points) and all(map(math.isfinite, widths)):
+            widths = running_mean(widths)
+            band = [(a, b + w) for (a, b), w in zip(smooth, widths, strict=True)]
+            band += [(a, b - w) for (a, b), w in reversed(list(zip(smooth, widths, strict=True)))]
+            values += [b for _, b in band]
+    ticks = nice_ticks(min(values), max(values))
+    axes = _Axes((points[0][0], points[-1][0]), (min(ticks[0], *values), max(ticks[-1], *values)))
+    every = max(1, len(points) // MAX_POINTS)
+    parts = [_grid(axes, ticks, xlabel)]
+    if band:
+        parts.append(f'<path class="band" d="{axes.path(_thin(band, every))}Z"/>')
+    dots = "".join('<circle cx="{:.1f}" cy="{:.1f}" r="1.7"/>'.format(*axes.at(*p)) for p in points[::every])
+    parts.append(f'<g class="dot">{dots}</g><path class="line" d="{axes.path(_thin(smooth, every))}"/>')
+    what = f"{title}: from {number(smooth[0][1])} to {number(smooth[-1][1])} over {len(points)} values (running mean)"
+    return _svg(HEIGHT, what, parts)
+
+
+def interval_chart(changes: Sequence[Change]) -> str:
+    """Changes with their 95 % intervals, each in units of its own standard error, so that rewards can be compared.
+
+    Returns:
+        SVG; empty text if no change has an interval.
+    """
+    rows = [c for c in changes if c.error and c.low is not None and c.high is not None]
+    if not rows:
+        return ""
+    reach = max(4.0, *(abs(v) / c.error * 1.08 for c in rows for v in (c.low, c.high, c.change)))
+    left, height = 12, ROW * len(rows) + BOTTOM
+    middle, unit = WIDTH / 2, (WIDTH / 2 - left) / reach
+    parts = []
+    for tick in nice_ticks(-reach, reach, most=7):
+        if abs(tick) <= reach:
+            u = middle + tick * unit
+            kind = "zero" if tick == 0 else "grid"
+            parts.append(f'<path class="{kind}" d="M{u:.1f} 6V{height - BOTTOM:.1f}"/>')
+            parts.append(f'<text class="tick" x="{u:.1f}" y="{height - 18}" text-anchor="middle">{_tick(tick)}</text>')
+    label = "change in standard errors; right is up"
+    parts.append(f'<text class="tick" x="{middle}" y="{height - 3}" text-anchor="middle">{label}</text>')
+    for i, c in enumerate(rows):
+        y = ROW * i + 32
+        low, at, high = (middle + v / c.error * unit for v in (c.low, c.change, c.high))
+        kind = ("up" if c.change > 0 else "down") if c.certain else "unsure"
+        parts.append(f'<text class="name" x="{left}" y="{y - 13}">{escape(shorten(c.name, 34))}</text>')
+        parts.append(
+            f'<text class="tick" x="{WIDTH - left}" y="{y - 13}" text-anchor="end">{number(c.change, sign=True)}</text>'
+        )
+        parts.append(
+            f'<g class="{kind}"><path d="M{low:.1f} {y}H{high:.1f}"/><circle cx="{at:.1f}" cy="{y}" r="5"/></g>'
+        )
+    said = "; ".join(f"{c.name} {number(c.change, sign=True)} ({interval(c)})" for c in rows)
+    return _svg(height, f"Changes against the base with 95 % intervals: {said}", parts)
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Each value's mean with its neighbours, about a tenth of the series but at least 5; fewer at the ends."""
+    half = max(2, len(values) // 20)
+    total = [0.0]
+    for value in values:
+        total.append(total[-1] + value)
+    spans = [(max(i - half, 0), min(i + half + 1, len(values))) for i in range(len(values))]
+    return [(total[stop] - total[start]) / (stop - start) for start, stop in spans]
+
+
+def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers, evenly spaced, from at most `low` to at least `high`; about `most` of them, 3 at least."""
+    if not low < high:
+        pad = abs(low) / 10 or 1.0
+        low, high = low - pad, high + pad
+    raw = (high - low) / max(most - 1, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999), 10 * power)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """A number as people read it, with a true minus sign."""
+    return evaluate.number(value, sign).replace("-", MINUS)
+
+
+def interval(c: Change) -> str:
+    """The interval of a change, with true minus signs."""
+    return evaluate.interval(c).replace("-", MINUS)
+
+
+def shorten(text: str, most: int) -> str:
+    """A text cut to `most` letters, with dots where something is left out."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _grid(axes: _Axes, ticks: Sequence[float], xlabel: str) -> str:
+    """Horizontal rules with their numbers, and the ends of the x axis."""
+    parts = []
+    for tick in ticks:
+        u, v = axes.at(axes.x[0], tick)
+        parts.append(f'<path class="grid" d="M{u:.1f} {v:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{v + 4:.1f}" text-anchor="end">{_tick(tick)}</text>')
+    for value, anchor in ((axes.x[0], "start"), (axes.x[1], "end")):
+        u = axes.at(value, axes.y[0])[0]
+        parts.append(f'<text class="tick" x="{u:.1f}" y="{HEIGHT - 14}" text-anchor="{anchor}">{value:g}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 14}" text-anchor="middle">{escape(xlabel)}</text>')
+    return "".join(parts)
+
+
+def _thin(points: Sequence[tuple[float, float]], every: int) -> list[tuple[float, float]]:
+    """Every so many points, and always the last."""
+    return [*points[:-1:every], points[-1]]
+
+
+def _tick(value: float) -> str:
+    return f"{value:.5g}".replace("-", MINUS)
+
+
+def _svg(height: int, title: str, parts: Sequence[str]) -> str:
+    body = "".join(parts)
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'

@@ -1,0 +1,104 @@
+"""SVG charts: what is drawn, where, and what is said to those who cannot see it."""
+
+import itertools
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from align3d.charts import interval_chart, line_chart, nice_ticks, number, running_mean, shorten
+from align3d.evaluate import Change
+
+STEPS = [float(i) for i in range(1, 31)]
+
+
+def row(name="dnc", change=0.1, error=0.02, low=0.06, high=0.14):
+    return Change(name, 0.5, 0.5 + change, change, error, None, low, high, 0.9)
+
+
+def coordinates(path):
+    return [tuple(map(float, p.split())) for p in re.split("[MLZ]", path) if p]
+
+
+def test_a_straight_line_is_drawn_straight_and_inside_the_frame():
+    svg = ET.fromstring(line_chart(STEPS, [2 * s for s in STEPS], "Reward"))
+    points = coordinates(svg.find("path[@class='line']").get("d"))
+    assert len(points) == 30
+    assert all(0 <= x <= 400 and 0 <= y <= 216 for x, y in points)
+    inner = points[2:-2]
+    slopes = {round((b[1] - a[1]) / (b[0] - a[0]), 1) for a, b in itertools.pairwise(inner)}
+    assert len(slopes) == 1 and slopes.pop() < 0  # up is a smaller y
+    assert len(svg.findall(".//circle")) == 30
+    assert svg.get("aria-label").startswith("Reward: from 4.000 to 58")
+
+
+def test_gaps_flat_curves_and_too_few_values():
+    gap = [math.nan if i == 5 else 1.0 for i in range(30)]
+    svg = ET.fromstring(line_chart(STEPS, gap, "x"))
+    assert len(svg.findall(".//circle")) == 29
+    assert line_chart(STEPS, [math.nan] * 29 + [1.0], "x") == ""
+    assert line_chart([], [], "x") == ""
+
+
+def test_the_band_is_as_wide_as_the_spread():
+    svg = ET.fromstring(line_chart(STEPS, [1.0] * 30, "x", spread=[0.5] * 30))
+    band = coordinates(svg.find("path[@class='band']").get("d"))
+    line = coordinates(svg.find("path[@class='line']").get("d"))
+    assert band[0][1] < line[0][1] < band[-1][1]
+    assert band[-1][1] - line[0][1] == pytest.approx(line[0][1] - band[0][1], abs=0.2)
+    assert "band" not in line_chart(STEPS, [1.0] * 30, "x", spread=[math.nan] * 30)
+
+
+def test_long_runs_are_thinned_but_keep_their_end():
+    x = [float(i) for i in range(10_001)]
+    text = line_chart(x, x, "x")
+    assert len(text) < 60_000
+    svg = ET.fromstring(text)
+    assert coordinates(svg.find("path[@class='line']").get("d"))[-1][0] == pytest.approx(388, abs=0.1)
+
+
+def test_running_means():
+    assert running_mean([3.0] * 7) == [3.0] * 7
+    assert running_mean([0.0, 0.0, 0.0, 10.0, 0.0, 0.0, 0.0])[3] == 2
+    assert running_mean([1.0, 2.0, 3.0])[0] == 2
+    assert running_mean([]) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "want"),
+    [
+        (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.26, 0.41, [0.25, 0.3, 0.35, 0.4, 0.45]),
+        (-3e-7, 2e-7, None),
+        (5.0, 5.0, None),
+        (0.0, 0.0, None),
+        (1e6, 1e9, None),
+    ],
+)
+def test_ticks_are_round_and_cover_the_range(low, high, want):
+    ticks = nice_ticks(low, high)
+    assert want is None or ticks == want
+    assert ticks[0] <= low and ticks[-1] >= high and 3 <= len(ticks) <= 8
+    assert len(set(ticks)) == len(ticks)
+
+
+def test_intervals_are_drawn_in_standard_errors():
+    svg = ET.fromstring(interval_chart([row(), row("jpeg", -8.0, 4.0, -15.0, 1.0), row("n", low=None, high=None)]))
+    groups = {g.get("class"): g for g in svg.findall("g")}
+    assert set(groups) == {"up", "unsure"}  # the second interval holds 0; the third has none
+    up, unsure = (float(groups[k].find("circle").get("cx")) - 200 for k in ("up", "unsure"))
+    assert up / unsure == pytest.approx(5 / -2, abs=0.02)
+    assert "dnc +0.100 (+0.060 to +0.140)" in svg.get("aria-label")
+    assert interval_chart([]) == interval_chart([row(error=0.0)]) == ""
+
+
+def test_names_are_escaped_and_cut():
+    svg = ET.fromstring(interval_chart([row("<script>&\"'" + "x" * 90)]))
+    (name,) = svg.findall("text[@class='name']")
+    assert name.text.startswith("<script>&\"'x") and len(name.text) <= 34
+    assert shorten("abcdef", 4) == "abc\N{HORIZONTAL ELLIPSIS}" and shorten("abcd", 4) == "abcd"
+
+
+def test_minus_signs_are_minus_signs():
+    assert number(-0.25) == "\N{MINUS SIGN}0.250" and number(0.25, sign=True) == "+0.250"
