@@ -103,7 +103,7 @@ def _blend_all(table: Tensor, lists: TileLists, cameras: Cameras, config: Raster
         chunks.append(checkpoint(_blend, *args, use_reentrant=False) if len(tiles) < len(order) else _blend(*args))
     B, V = cameras.c2w.shape[:2]
     empty = table.new_tensor([0.0] * 7 + [1.0, 0.0]).expand(B * V * down * across, TILE * TILE, 9)
-    image = empty.index_copy(0, order, torch.cat(chunks)) if chunks else empty + 0 * table.sum()
+    image = empty.index_copy(0, order, torch.cat(chunks)) if chunks else empty + table[:0].sum()
     image = image.reshape(B, V, down, across, TILE, TILE, 9).transpose(3, 4).flatten(4, 5).flatten(2, 3)
     return image[:, :, : cameras.height, : cameras.width]
 
