@@ -43,14 +43,14 @@ SHOWN = 6  # differing fields, or tensors, that an error names before it says ho
 class State:
     """All that one update hands to the next."""
 
-    adapter: nn.Module
+    trainable: dict[str, nn.Parameter]  # of the adapter, by name
     optimizer: torch.optim.Optimizer
-    ema: dict[str, Tensor]  # running mean of each trainable parameter; empty without one
+    ema: dict[str, Tensor]  # running mean of each of them; empty without one
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, copied to the CPU."""
-        found = {f"adapter/{name}": tensor for name, tensor in self.adapter.state_dict().items()}
-        for name, parameter in self.adapter.named_parameters():
+        found: dict[str, Tensor] = {f"adapter/{name}": parameter for name, parameter in self.trainable.items()}
+        for name, parameter in self.trainable.items():
             for field, tensor in self.optimizer.state.get(parameter, {}).items():
                 found[f"optimizer/{field}/{name}"] = tensor
         found |= {f"ema/{name}": tensor for name, tensor in self.ema.items()}
@@ -58,9 +58,9 @@ class State:
 
     def shapes(self, moved: set[str]) -> dict[str, tuple[int, ...]]:
         """Name to shape of what `tensors` gives once the optimiser has moved the parameters in `moved`."""
-        found = {f"adapter/{name}": tuple(tensor.shape) for name, tensor in self.adapter.state_dict().items()}
-        for name, parameter in self.adapter.named_parameters():
-            if name in moved and parameter.requires_grad:
+        found = {f"adapter/{name}": tuple(parameter.shape) for name, parameter in self.trainable.items()}
+        for name, parameter in self.trainable.items():
+            if name in moved:
                 found |= {
                     f"optimizer/{field}/{name}": () if field == "step" else tuple(parameter.shape) for field in ADAM
                 }
@@ -69,11 +69,11 @@ class State:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave, in place."""
         with torch.no_grad():
-            for name, tensor in self.adapter.state_dict().items():
-                tensor.copy_(tensors[f"adapter/{name}"])
+            for name, parameter in self.trainable.items():
+                parameter.copy_(tensors[f"adapter/{name}"])
             for name, tensor in self.ema.items():
                 tensor.copy_(tensors[f"ema/{name}"])
-        for name, parameter in self.adapter.named_parameters():
+        for name, parameter in self.trainable.items():
             if f"optimizer/step/{name}" in tensors:
                 step, *moments = (tensors[f"optimizer/{field}/{name}"] for field in ADAM)
                 moments = [moment.to(parameter.device) for moment in moments]

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from align3d.rng import Streams
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from align3d.checkpoint import State
     from align3d.types import BaseModel, Method, Score, StepLoss
 
     Hook = Callable[[int, BaseModel], None]  # called with the number of updates done
@@ -195,8 +196,7 @@ class Run:
     prompts: Sequence[str]
     loop: Loop
     times: Tensor
-    state: Any  # checkpoint.State: adapter, optimiser, EMA
-    trainable: dict[str, nn.Parameter] = field(repr=False)
+    state: State
 
     @classmethod
     def start(cls, model: BaseModel, method: Method, score: Score, prompts: Sequence[str], loop: Loop) -> Run:
@@ -205,8 +205,8 @@ class Run:
 
         from align3d import checkpoint, distributed
 
-        trainable = {name: p for name, p in model.adapter.named_parameters() if p.requires_grad}
-        distributed.broadcast(model.adapter.state_dict().values())
+        trainable = {name: p for name, p in dict(model.adapter.named_parameters()).items() if p.requires_grad}
+        distributed.broadcast(trainable.values())
         times = model.schedule.times(model.steps)
         if hasattr(method, "prepare"):
             # All processes see the same rows, which are the first of the batch of one process: same result everywhere.
@@ -217,8 +217,8 @@ class Run:
             trainable.values(), lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay
         )
         ema = {name: p.detach().clone() for name, p in trainable.items()} if loop.ema else {}
-        state = checkpoint.State(model.adapter, adam, ema)
-        return cls(model, method, score, prompts, loop, times, state, trainable)
+        state = checkpoint.State(trainable, adam, ema)
+        return cls(model, method, score, prompts, loop, times, state)
 
     def update(self, update: int) -> dict[str, Any]:
         """Sample, learn, and say how it went.
@@ -299,7 +299,7 @@ class Run:
 
         from align3d import distributed
 
-        parameters = list(self.trainable.values())
+        parameters = list(self.state.trainable.values())
         distributed.average_gradients(parameters)
         if all(p.grad is None for p in parameters):
             raise ValueError(
@@ -312,7 +312,7 @@ class Run:
         self.state.optimizer.step()
         self.state.optimizer.zero_grad(set_to_none=True)
         for name, mean in self.state.ema.items():
-            mean.lerp_(self.trainable[name].detach(), 1 - self.loop.ema)
+            mean.lerp_(self.state.trainable[name].detach(), 1 - self.loop.ema)
         return norm
 
     def save(self, out: Path, done: int) -> None:
@@ -330,14 +330,14 @@ class Run:
             return
         self.export_to(out / "adapter")
         if self.state.ema:
-            now = {name: p.detach().clone() for name, p in self.trainable.items()}
+            now = {name: p.detach().clone() for name, p in self.state.trainable.items()}
             with torch.no_grad():
-                for name, p in self.trainable.items():
+                for name, p in self.state.trainable.items():
                     p.copy_(self.state.ema[name])
                 try:
                     self.export_to(out / "adapter-ema")
                 finally:
-                    for name, p in self.trainable.items():
+                    for name, p in self.state.trainable.items():
                         p.copy_(now[name])
 
     def export_to(self, folder: Path) -> None:

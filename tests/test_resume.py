@@ -100,11 +100,11 @@ def kill_any_time(root: Path) -> None:
             run(out, out.exists(), updates=80)
             os._exit(0)
         time.sleep(patience * (1 + 2 * rng.random()))
-        patience *= 1.05  # on a slow machine it would never get to the end
+        patience *= 1.1  # on a slow machine it would never get to the end
         os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         kills += status == -signal.SIGKILL
-        if status != -signal.SIGKILL or kills > 100:
+        if status != -signal.SIGKILL:
             break
     print("same" if result(out) == result(root / "whole") else "not the same", kills)
 
@@ -114,7 +114,7 @@ def script(what: str, root: Path) -> list[str]:
     paths = os.pathsep.join([str(Path(checkpoint.__file__).parent.parent), str(Path(__file__).parent)])
     env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, __file__, what, str(root)], env=env, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, __file__, what, str(root)], env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert not done.returncode and not done.stderr, done.stderr
     return done.stdout.splitlines()
@@ -130,7 +130,7 @@ def test_killed_before_any_change_on_disk_and_resumed_gives_the_same_bits(tmp_pa
 def test_killed_at_any_time_and_resumed_gives_the_same_bits(tmp_path):
     (line,) = script("kill_any_time", tmp_path)
     words = line.rsplit(maxsplit=1)
-    assert words[0] == "same" and 2 <= int(words[1]) <= 100
+    assert words[0] == "same" and int(words[1]) >= 2
 
 
 def test_a_longer_run_goes_on_where_the_shorter_stopped(tmp_path):
@@ -174,5 +174,6 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
+    os.fsync = lambda handle: None  # slow, and for power cuts: what a killed process has written, the kernel keeps
     train(replace(LOOP, updates=1))  # the optimiser's first step imports for seconds; the copies shall have that
     {"kill_everywhere": kill_everywhere, "kill_any_time": kill_any_time}[sys.argv[1]](Path(sys.argv[2]))
