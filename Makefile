@@ -3,6 +3,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+OUT ?= runs/demo
 # A plain `torch` may bring gigabytes of CUDA libraries; `make demo TORCH="torch==2.13.0 --index-url URL"` chooses a build.
 TORCH ?= torch==2.13.0
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -12,14 +13,14 @@ PYTHON ?= $(shell $(FIND_PYTHON))
 
 .PHONY: help demo test lint bench clean
 help:
-	@echo "make demo    align the embedded generator: samples, pictures and a report in runs/demo"
+	@echo "make demo    align the embedded generator: samples, pictures and a report in $(OUT)"
 	@echo "make test    all tests, with coverage"
 	@echo "make lint    ruff: rules, docstrings, format"
 	@echo "make bench   the figures of docs/performance.md"
 	@echo "make clean   remove the virtual environment"
 
 demo: $(VENV)/.demo
-	$(BIN)/align3d demo
+	$(BIN)/align3d demo --out $(OUT)
 
 # One thread per worker: workers and threads would fight for the cores.
 test: $(VENV)/.dev
