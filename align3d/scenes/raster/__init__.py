@@ -68,7 +68,9 @@ def rasterize(
     if name not in BACKENDS:
         raise ValueError(f"unknown raster backend {name!r}; known: auto, {', '.join(BACKENDS)}")
     render = importlib.import_module(BACKENDS[name]).render
-    return render(means, quats, scales, opacities, colors, cameras, tuple(want), tuple(background), config)
+    return render(
+        means, quats, scales, opacities, colors, cameras, tuple(dict.fromkeys(want)), tuple(background), config
+    )
 
 
 def choose_backend(device: str = "cpu") -> str:

@@ -133,7 +133,7 @@ class _Rasterize(torch.autograd.Function):
         if pairs < 0:
             raise ValueError("a view has more than 2^31 (tile, Gaussian) pairs; render fewer or smaller Gaussians")
         kept["ids"] = torch.empty(pairs, dtype=torch.int32)
-        images = {name: torch.empty(B, V, OUTPUTS[name], height, width) for name in dict.fromkeys(want)}
+        images = {name: torch.empty(B, V, OUTPUTS[name], height, width) for name in want}
         job.point(ids=kept["ids"], **images)
         lib.align3d_render(ctypes.byref(job))
         if any(ctx.needs_input_grad):
