@@ -25,7 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from align3d.log import TEMPORARY, atomic_write, plain, provenance, read_json, sync_folder, temporary
+from align3d.files import TEMPORARY, atomic_write, sync_folder, temporary
+from align3d.log import plain, provenance, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,52 +14,14 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align3d.files import atomic_write
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEMPORARY = ".tmp-"  # how the name of everything unfinished begins; the next start of a run removes it
 PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "transformers", "peft")  # whose versions a run records
 MAX_JSON = 1 << 24  # bytes of a JSON file, or of one line of metrics, that we are willing to read
 MAX_SHOWN = 1e9  # seconds; a longer time left is not worth a number
-
-
-def temporary(path: Path) -> Path:
-    """The name under which `path` is written before it is renamed."""
-    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut; does nothing where folders cannot be synced."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file that is either there whole or not there: temporary name, fsync, rename.
-
-    Args:
-        path: The file; replaced if it exists. Its folder must exist.
-        data: All of its content; text is written as UTF-8.
-
-    Raises:
-        OSError: If the disk refuses; the old file, if any, is untouched.
-    """
-    temp = temporary(path)
-    try:
-        with temp.open("wb") as handle:
-            handle.write(data.encode() if isinstance(data, str) else data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temp.replace(path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:

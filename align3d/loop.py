@@ -205,7 +205,7 @@ class Run:
 
         from align3d import checkpoint, distributed
 
-        trainable = {name: p for name, p in dict(model.adapter.named_parameters()).items() if p.requires_grad}
+        trainable = {name: p for name, p in model.adapter.named_parameters() if p.requires_grad}
         distributed.broadcast(trainable.values())
         times = model.schedule.times(model.steps)
         if hasattr(method, "prepare"):
@@ -342,9 +342,10 @@ class Run:
 
     def export_to(self, folder: Path) -> None:
         """Have the model save its adapter, and put the files in their place one by one."""
-        from align3d import checkpoint, log
+        from align3d import checkpoint
+        from align3d.files import temporary
 
-        temp = log.temporary(folder)
+        temp = temporary(folder)
         temp.mkdir(exist_ok=True)
         self.model.save_adapter(temp)
         checkpoint.replace_files(temp, folder)

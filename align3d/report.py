@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align3d.charts import MINUS, interval, interval_chart, line_chart, number, shorten
+from align3d.files import replacing
 from align3d.log import duration
 from align3d.page import Html, document, h, image, join
 from align3d.runs import Run, is_number
-from align3d.scenes.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

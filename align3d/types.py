@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from jaxtyping import Float
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from align3d.rng import Streams
 
@@ -101,7 +101,7 @@ class BaseModel(Protocol):
     schedule: Any
     steps: int  # of sampling
     latent_shape: tuple[int, ...]
-    adapter: nn.Module  # holds the trainable parameters, and nothing else
+    adapter: Any  # parameters() and named_parameters() as of an nn.Module, all of them trainable
 
     def encode(self, prompts: Sequence[str]) -> Cond: ...
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from align3d import log
+from align3d import files, log
 
 
 class Terminal(io.StringIO):
@@ -15,11 +15,11 @@ class Terminal(io.StringIO):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
-    log.atomic_write(path, "old")
-    log.atomic_write(path, b"new")
+    files.atomic_write(path, "old")
+    files.atomic_write(path, b"new")
     assert path.read_text() == "new"
     with pytest.raises(UnicodeEncodeError):
-        log.atomic_write(path, "\ud800")
+        files.atomic_write(path, "\ud800")
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

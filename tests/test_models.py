@@ -98,7 +98,7 @@ def test_gradient_reaches_every_sample_and_the_adapter(model):
     model.predict(x, torch.tensor([0.4, 0.6]), model.encode(PROMPTS)).square().sum().backward()
     assert x.grad.isfinite().all()
     assert (x.grad.flatten(1).norm(dim=1) > 0).all()
-    for name, p in model.adapter.named_parameters().items():
+    for name, p in model.adapter.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.norm() > 0, name
     frozen = [p for n, p in model.network.named_parameters() if "lora_" not in n]
     assert all(p.grad is None and not p.requires_grad for p in frozen)
@@ -133,7 +133,7 @@ def test_adapter_round_trip_and_peft_reads_it(model, weights, tmp_path):
     shake(model)
     model.save_adapter(tmp_path / "adapter")
     again = Embedded(weights=weights, adapter=tmp_path / "adapter", rank=2, precision="float32").load()
-    ours, theirs = model.adapter.named_parameters(), again.adapter.named_parameters()
+    ours, theirs = dict(model.adapter.named_parameters()), dict(again.adapter.named_parameters())
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
     from diffusers import PixArtTransformer2DModel

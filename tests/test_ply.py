@@ -231,7 +231,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_failed_write_keeps_the_older_file(tmp_path):
-    from align3d.scenes.files import replacing
+    from align3d.files import replacing
 
     (tmp_path / "a.txt").write_text("older")
     with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt") as temporary:

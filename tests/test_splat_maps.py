@@ -82,5 +82,5 @@ def test_threshold_drops():
 
 @pytest.mark.parametrize("device_views", [2, 4])
 def test_wrong_number_of_views(device_views):
-    with pytest.raises(Exception, match="."):
+    with pytest.raises(ValueError, match="cameras, got 3"):
         SplatMaps().gaussians(torch.zeros(2, device_views, 12, 5, 7), cameras())

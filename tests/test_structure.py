@@ -22,7 +22,7 @@ MAX_LINES = 420
 
 # A part imports parts of earlier rows and itself. Methods see the contracts and the mathematics, nothing else.
 LAYERS = [
-    ["types", "rng", "registry"],
+    ["types", "rng", "registry", "files"],
     ["diffusion"],
     ["scenes"],
     ["models", "priors", "rewards"],

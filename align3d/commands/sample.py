@@ -48,8 +48,8 @@ class Sample:
 
 def run(options: Sample, *, names: dict[str, str], model: Any) -> None:
     """Sample, and write each sample as soon as it is there."""
+    from align3d.files import replacing
     from align3d.generate import generate
-    from align3d.scenes.files import replacing
 
     prompts = gather(options.prompt, options.prompts)
     new_folder(options.out)

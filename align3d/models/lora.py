@@ -41,11 +41,11 @@ class Adapter:
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable matrices, in the order of the network."""
-        return list(self.named_parameters().values())
+        return [parameter for _, parameter in self.named_parameters()]
 
-    def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable matrices by name."""
-        return {name: p for name, p in self.network.named_parameters() if "lora_" in name}
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The trainable matrices with their names in the network."""
+        return ((name, p) for name, p in self.network.named_parameters() if "lora_" in name)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -68,7 +68,7 @@ class Adapter:
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        from align3d.scenes.files import replacing
+        from align3d.files import replacing
 
         tensors = {f"base_model.model.{k}": v for k, v in get_peft_model_state_dict(self.network).items()}
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class Adapter:
             tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); copy it again") from error
-        own = {f"base_model.model.{name.replace('.default', '')}": p for name, p in self.named_parameters().items()}
+        own = {f"base_model.model.{name.replace('.default', '')}": p for name, p in self.named_parameters()}
         wrong = sorted(own.keys() ^ tensors.keys()) + [
             f"{k} {tuple(tensors[k].shape)}" for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape
         ]

@@ -39,12 +39,17 @@ class SplatMaps:
         Returns:
             Gaussians in the world frame.
 
+        Raises:
+            ValueError: If there are not as many cameras as views.
+
         Gradient: to the maps, zero where they are clamped.
         Source: DiffSplat (Lin et al. 2025), section 3.2, and its released code.
         """
         import torch
 
         B, V, _, H, W = maps.shape
+        if cameras.c2w.shape[1] != V:
+            raise ValueError(f"{V} splat maps an object need {V} cameras, got {cameras.c2w.shape[1]}")
         m = maps.clamp(-1, 1).movedim(2, -1)  # (B, V, H, W, 12)
         c2w, K = cameras.c2w.to(m), cameras.K.to(m)
         y, x = torch.meshgrid(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from align3d.files import replacing
 from align3d.scenes.cameras import AZIMUTHS, FOCAL, RADIUS, orbit
-from align3d.scenes.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from align3d.scenes.files import replacing
+from align3d.files import replacing
 from align3d.scenes.gaussians import Gaussians
 from align3d.scenes.raster import RasterConfig
 
