@@ -68,6 +68,7 @@ static inline void splat_grad(const Job& job, const Tile& tile, const Lanes& lan
   const Footprint print(tile, job.rects[row], e);
   vf a0 = {}, ax = {}, ay = {}, axx = {}, axy = {}, ayy = {};  // moments of d loss / d log alpha
   vf f[6] = {}, t0 = {}, tx = {}, ty = {};                     // features, and moments of d loss / d distance
+  bool seen = false;
   for (int by = print.by0; by <= print.by1; by++) {
     int first, last;
     print.row(by, first, last);
@@ -78,6 +79,7 @@ static inline void splat_grad(const Job& job, const Tile& tile, const Lanes& lan
       Splat p;
       if (!p.reaches(e, dx, dy, s.light.left + o)) continue;
       p.pass(job, e, s.light.left + o);
+      seen = true;
       vf w = keep(p.hit, p.alpha * p.before), value = {};
       for (int c = 0; c < (GEO ? 6 : 3); c++) {
         vf gc = load(s.sum[c] + o);
@@ -97,6 +99,10 @@ static inline void splat_grad(const Job& job, const Tile& tile, const Lanes& lan
       vf sx = slope * dx, sy = slope * dy;
       a0 += slope, ax += sx, ay += sy, axx += sx * dx, axy += sx * dy, ayy += sy * dy;
     }
+  }
+  if (!seen) {
+    std::memset(out, 0, 4 * FLOATS<GEO>);
+    return;
   }
   vf rows[16] = {ax, ay, axx, axy, ayy, a0, f[0], f[1], f[2]};
   if (GEO) rows[9] = f[3], rows[10] = f[4], rows[11] = f[5], rows[12] = t0, rows[13] = tx, rows[14] = ty;
