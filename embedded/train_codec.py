@@ -132,6 +132,8 @@ def main() -> None:
         codec, ("encoder.1.", "encoder.7.", "refine.3.", "linear", "tokens", "positions"), 0.01, 1e-3
     )
     trainer = Trainer(codec, optimizers, args.out, args.minutes * 60)
+    if trainer.steps:  # resumed: go on with other draws
+        rng.manual_seed(trainer.steps)
     print(f"{sum(p.numel() for p in codec.parameters()):,} parameters, {len(shards)} objects", flush=True)
     shown = 0.0
     for index in shards.shuffled(args.batch, rng):

@@ -161,6 +161,8 @@ def main() -> None:
              "text_encoder.embedding", "text_encoder.positions")  # fmt: skip
     optimizers = Optimizers(generator, edges, 0.02, 2e-3)
     trainer = Trainer(generator, optimizers, args.out, args.minutes * 60)
+    if trainer.steps:  # resumed: go on with other draws
+        rng.manual_seed(trainer.steps)
     count = sum(p.numel() for p in generator.parameters())
     print(f"{count:,} parameters, {len(words)} words, {[len(x) for x, _ in sets]} objects", flush=True)
     shares = torch.tensor(args.weights or [1.0] * len(sets))
@@ -208,7 +210,9 @@ def export(generator: Generator, codec: Path, folder: Path) -> None:
     }
     for name, part in parts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        part.save_config(folder / name)
+        # diffusers notes the folder that a network was read from, which means nothing elsewhere
+        config = {key: value for key, value in json.loads(part.to_json_string()).items() if key != "_name_or_path"}
+        (folder / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         tensors = {k: v.detach().half().contiguous() for k, v in part.state_dict().items()}
         save_file(tensors, folder / name / "tmp")
         (folder / name / "tmp").rename(folder / name / "diffusion_pytorch_model.safetensors")
