@@ -43,15 +43,14 @@ def generate(model: BaseModel, prompts: Sequence[str], seeds: Sequence[int], bat
     """
     import torch
 
-    from align3d.diffusion.sampler import rollout
+    from align3d.diffusion.sampler import rollout, sampling_times
 
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     if not pairs or batch_size < 1:
         raise ValueError(
             f"generate needs prompts, seeds and a batch size, got {len(prompts)}, {len(seeds)} and {batch_size}"
         )
-    device = next(iter(model.adapter.parameters())).device
-    times = model.schedule.times(model.steps).to(device)
+    times = sampling_times(model)
     for first in range(0, len(pairs), batch_size):
         texts, numbers = zip(*pairs[first : first + batch_size], strict=True)
         rng = Streams(("generate",), tuple((seed, "generate", text) for text, seed in zip(texts, numbers, strict=True)))

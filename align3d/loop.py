@@ -204,10 +204,11 @@ class Run:
         import torch
 
         from align3d import checkpoint, distributed
+        from align3d.diffusion.sampler import sampling_times
 
         trainable = {name: p for name, p in model.adapter.named_parameters() if p.requires_grad}
         distributed.broadcast(trainable.values())
-        times = model.schedule.times(model.steps)
+        times = sampling_times(model)
         if hasattr(method, "prepare"):
             # All processes see the same rows, which are the first of the batch of one process: same result everywhere.
             size = min(PREPARE_ROWS, loop.batch_size * loop.accumulate * distributed.world())

@@ -98,7 +98,7 @@ class Scene(Protocol):
 class BaseModel(Protocol):
     """A text-to-3D generator; parametrisation, guidance and layout stay inside."""
 
-    schedule: Any
+    schedule: Any  # a diffusion.schedule.Schedule that has times(steps) as well
     steps: int  # of sampling
     latent_shape: tuple[int, ...]
     adapter: Any  # parameters() and named_parameters() as of an nn.Module, all of them trainable

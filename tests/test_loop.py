@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,15 @@ def test_adamw_written_out_gives_the_same_update():
         grad = grad * 0.1 / (norm + 1e-6)
         want = getattr(before, name) * (1 - 0.1 * 0.2) - 0.1 * grad / (grad.abs() + 1e-8)
         torch.testing.assert_close(getattr(model.adapter, name), want)
+
+
+def test_times_lie_where_the_model_does():
+    """Latents, noise and the reward follow them."""
+    from align3d.loop import Run
+
+    model, method = FakeModel(), SimpleNamespace(needs_gradient=True, losses=iter)
+    model.adapter.to("meta")
+    assert Run.start(model, method, FakeScore(), PROMPTS, Loop()).times.device.type == "meta"
 
 
 def prepared(loop, step=0, model=None):

@@ -119,6 +119,49 @@ def test_reference_is_the_model_before_training(model, weights):
     assert model.predict(x, t, cond).requires_grad  # and on again afterwards
 
 
+def test_a_reference_inside_a_reference_leaves_it_on(model):
+    x, t, cond = noise(model), torch.tensor([0.4, 0.6]), model.encode(PROMPTS)
+    with torch.no_grad():
+        base = model.predict(x, t, cond)
+    shake(model)
+    with model.reference():
+        with model.reference():
+            pass
+        assert torch.equal(model.predict(x, t, cond), base)
+
+
+def test_rays_of_latent_pixels_are_the_middle_of_their_pixels(model):
+    """A ray's moment is o x d; with camera z = 1, the mean of a block's directions is that of the block's centre."""
+    from align3d.models.diffsplat import plucker_rays
+    from align3d.scenes.cameras import pixel_rays
+
+    azimuth = torch.tensor([[10.0, 80.0, 200.0]])
+    cameras = orbit(azimuth, torch.full_like(azimuth, 20.0), height=16, width=24)
+    moment, d = plucker_rays(cameras, 2, 3).split(3, dim=2)
+    origin, direction = pixel_rays(cameras)
+    centre = torch.nn.functional.avg_pool2d(direction[0], 8)
+    torch.testing.assert_close(d[0], centre / centre.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(moment, torch.linalg.cross(origin.expand_as(d), d, dim=2))
+    assert model.plucker.shape == (1, 2, 6, 2, 2)
+
+
+def test_decoding_is_exact_whatever_the_precision(model):
+    x = noise(model)
+    exact = model.decode(x).means
+    model.precision = torch.bfloat16
+    assert torch.equal(model.decode(x).means, exact)
+
+
+def test_attention_that_does_more_is_refused():
+    from diffusers.models.attention_processor import Attention
+
+    from align3d.models.nets.multiview import set_multiview
+
+    set_multiview(Attention(8, heads=2, dim_head=4), 2)
+    with pytest.raises(ValueError, match="would leave out norm_q, norm_k"):
+        set_multiview(Attention(8, heads=2, dim_head=4, qk_norm="rms_norm"), 2)
+
+
 def test_decode_renders_with_gradient_to_every_sample(model):
     x = noise(model).requires_grad_()
     azimuth = torch.tensor([[10.0, 80.0, 200.0]]).expand(2, -1)
@@ -198,6 +241,16 @@ def test_adapter_of_another_rank_is_refused(model, weights, tmp_path):
         Embedded(weights=weights, adapter=tmp_path / "adapter", rank=3).load()
     with pytest.raises(FileNotFoundError, match="no adapter"):
         Embedded(weights=weights, adapter=tmp_path, rank=2).load()
+
+
+def test_adapter_of_another_alpha_is_refused(model, weights, tmp_path):
+    """Its shapes fit, but its update would be scaled by another factor than in training."""
+    model.save_adapter(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"trained with alpha 8\.0, the model has 16\.0"):
+        Embedded(weights=weights, adapter=tmp_path / "adapter", rank=2, alpha=16.0).load()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="damaged"):
+        Embedded(weights=weights, adapter=tmp_path / "adapter", rank=2).load()
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"rank": 0}, {"guidance": -1.0}, {"guidance": float("nan")}])

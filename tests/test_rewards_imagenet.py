@@ -195,7 +195,7 @@ def test_score_is_the_log_probability_of_the_group():
     value = ImageNet(size=64)(views, PROMPTS)
     assert value.shape == (B, V)
     with torch.no_grad():
-        p = imagenet.probabilities(views.rgb.flatten(0, 1), 64).view(B, V, -1)
+        p = imagenet.log_probabilities(views.rgb.flatten(0, 1), 64).exp().view(B, V, -1)
     expected = torch.stack([p[0, :, [504, 968]].sum(1), p[1, :, 831]]).log()
     torch.testing.assert_close(value, expected, rtol=0, atol=2e-4)
     assert (value < 0).all()

@@ -43,6 +43,11 @@ def require_finite(
         raise NonFiniteError(f"non-finite {what} for prompt {prompts[row]!r} {place}")
 
 
+def sampling_times(model: BaseModel) -> Float[Tensor, "T"]:
+    """The T = steps + 1 times that the model samples with, float32, on the device of its adapter."""
+    return model.schedule.times(model.steps).to(next(iter(model.adapter.parameters())).device)
+
+
 def rollout(
     model: BaseModel,
     prompts: Sequence[str],

@@ -7,7 +7,7 @@ Latents are (B, V, C, h, w); a network sees rows (b v), object-major.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.diffusion.guidance import guide
@@ -48,11 +48,11 @@ class DiffSplat:
     cameras: Cameras  # one set of V cameras, those of the maps
     maps: SplatMaps
     latent_shape: tuple[int, ...]
+    adapter: Adapter
     steps: int  # sampling steps
     guidance: float
     prediction: Literal["epsilon", "v"] = "v"
-    precision: torch.dtype | None = None  # of matrix products inside the network and the codec; None = their own
-    adapter: Adapter | None = None
+    precision: torch.dtype | None = None  # of matrix products inside the network; None = its own
     plucker: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,43 +108,33 @@ class DiffSplat:
         return out.float().unflatten(0, (B, V))
 
     def decode(self, x0: Float[Tensor, "B *L"]) -> Gaussians:
-        """The Gaussians of clean latents. Gradient: to x0."""
-        import torch
+        """The Gaussians of clean latents, in the codec's own precision. Gradient: to x0.
 
-        with torch.autocast(x0.device.type, self.precision, enabled=self.precision is not None):
-            maps = self.codec.decode(x0)
-        return self.maps.gaussians(maps.float(), self.cameras)
+        Not in `precision`: with bfloat16 maps, the gradient of a reward has a cosine of 0.5 to 0.98 with the true one.
+        """
+        return self.maps.gaussians(self.codec.decode(x0).float(), self.cameras)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within, the model is the one before training, and no graph is built."""
         import torch
 
-        with torch.no_grad():
-            if self.adapter is None:
-                yield
-            else:
-                with self.adapter.disabled():
-                    yield
+        with torch.no_grad(), self.adapter.disabled():
+            yield
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT layout."""
-        if self.adapter is None:
-            raise ValueError("the model has no adapter to save; load it with an adapter rank")
         self.adapter.save(folder)
 
 
-def plucker_rays(cameras: Cameras, height: int, width: int) -> Float[Tensor, "1 V 6 h w"]:
+def plucker_rays(cameras: Cameras, height: int, width: int) -> Float[Tensor, "B V 6 h w"]:
     """Moment o x d and unit direction d of the ray through the centre of every latent pixel, world frame."""
     import torch
     import torch.nn.functional as F
 
-    c2w, K = cameras.c2w[0], cameras.K[0]
-    scale = torch.tensor([cameras.width, cameras.height])
-    focal, centre = K[:, [0, 1], [0, 1]] / scale, K[:, [0, 1], [2, 2]] / scale
-    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
-    slope = (torch.stack([x, y], -1) - centre[:, None, None]) / focal[:, None, None]
-    rays = torch.cat([slope, torch.ones_like(slope[..., :1])], -1)
-    d = F.normalize(torch.einsum("vij,vhwj->vhwi", c2w[:, :3, :3], rays), dim=-1)
-    o = c2w[:, None, None, :3, 3].expand_as(d)
-    return torch.cat([torch.linalg.cross(o, d), d], -1).permute(0, 3, 1, 2)[None]
+    from align3d.scenes.cameras import pixel_rays
+
+    shrink = cameras.K.new_tensor([[width / cameras.width], [height / cameras.height], [1.0]])
+    origin, direction = pixel_rays(replace(cameras, K=cameras.K * shrink, height=height, width=width))
+    d = F.normalize(direction, dim=2)
+    return torch.cat([torch.linalg.cross(origin.expand_as(d), d, dim=2), d], 2)

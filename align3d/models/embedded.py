@@ -24,7 +24,7 @@ class Embedded:
     alpha: float = 8.0  # the adapter's update is scaled by alpha / rank
     guidance: float = 3.0  # classifier-free guidance; 1 = none, more = closer to the prompt and less varied
     steps: int = 20  # sampling steps; fewer is faster and coarser
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto = bfloat16 where it is fast
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the denoiser; auto = bfloat16 where it is fast
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -35,7 +35,7 @@ class Adapter:
         network.requires_grad_(False)
         self.config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
             inject_adapter_in_model(self.config, network)
         self.network = network
 
@@ -49,19 +49,18 @@ class Adapter:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within, the network is the one without adapter."""
+        """Within, the network is the one without adapter; may be nested."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         layers = [m for m in self.network.modules() if isinstance(m, BaseTunerLayer)]
-        for layer in layers:
-            layer._disable_adapters = (
-                True  # enable_adapters(False) also freezes the matrices, which must stay trainable
-            )
+        before = [layer.disable_adapters for layer in layers]
+        for layer in layers:  # enable_adapters(False) also freezes the matrices, which must stay trainable
+            layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer in layers:
-                layer._disable_adapters = False
+            for layer, was in zip(layers, before, strict=True):
+                layer._disable_adapters = was
 
     def save(self, folder: Path) -> None:
         """Write adapter_model.safetensors and adapter_config.json, PEFT's own layout."""
@@ -81,19 +80,22 @@ class Adapter:
 
         Raises:
             FileNotFoundError: If the folder has no adapter.
-            ValueError: If the file is damaged or its names or shapes are others.
+            ValueError: If a file is damaged, or names, shapes or alpha are others.
         """
+        import json
+
         import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = folder / "adapter_model.safetensors"
-        if not path.exists():
-            raise FileNotFoundError(f"no adapter at {path}; give a run folder or its adapter/ folder")
+        path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+        for file in (path, config):
+            if not file.exists():
+                raise FileNotFoundError(f"no adapter at {file}; give a run folder or its adapter/ folder")
         try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+            tensors, alpha = load_file(path), json.loads(config.read_bytes())["lora_alpha"]
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"the adapter in {folder} is damaged ({error}); copy it again") from error
         own = {f"base_model.model.{name.replace('.default', '')}": p for name, p in self.named_parameters()}
         wrong = sorted(own.keys() ^ tensors.keys()) + [
             f"{k} {tuple(tensors[k].shape)}" for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape
@@ -102,6 +104,11 @@ class Adapter:
             raise ValueError(
                 f"{path} does not fit this model at rank {self.config.r}: {len(wrong)} names or shapes differ, "
                 f"first {wrong[0]}; use the model and rank that it was trained with"
+            )
+        if alpha != self.config.lora_alpha:  # the shapes would not show it, and the update would be too large or small
+            raise ValueError(
+                f"the adapter in {folder} was trained with alpha {alpha}, the model has {self.config.lora_alpha}; "
+                f"use --model.alpha {alpha}"
             )
         with torch.no_grad():
             for name, parameter in own.items():

@@ -83,11 +83,6 @@ def log_probabilities(images: Float[Tensor, "n 3 h w"], size: int = 176) -> Floa
     return _run(images, size, "forward").log_softmax(-1)
 
 
-def probabilities(images: Float[Tensor, "n 3 h w"], size: int = 176) -> Float[Tensor, "n 1000"]:
-    """Probabilities of the classes; see `log_probabilities`."""
-    return log_probabilities(images, size).exp()
-
-
 def features(images: Float[Tensor, "n 3 h w"], size: int = 176) -> Float[Tensor, "n 1280"]:
     """Pooled features of the last layer but one, for distances between images or sets of them.
 

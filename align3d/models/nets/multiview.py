@@ -7,6 +7,8 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
+BEYOND = ("norm_q", "norm_k", "norm_cross", "group_norm", "spatial_norm", "add_k_proj")  # of Attention, not done here
+
 
 class MultiViewAttention:
     """Attention in which the V rows of an object act as one sequence.
@@ -44,8 +46,15 @@ class MultiViewAttention:
 
 
 def set_multiview(network: nn.Module, num_views: int) -> nn.Module:
-    """The same network, all its attention joined over `num_views` rows; 1 gives the stock network."""
+    """The same network, all its attention joined over `num_views` rows; 1 gives the stock network.
+
+    Raises:
+        ValueError: If an attention does more than the processor (SD3's joint attention, normalised queries, ...).
+    """
     for module in network.modules():
         if isinstance(module, Attention):
+            more = [name for name in BEYOND if getattr(module, name, None) is not None]
+            if more:
+                raise ValueError(f"MultiViewAttention would leave out {', '.join(more)}; extend it first")
             module.set_processor(MultiViewAttention(num_views))
     return network
