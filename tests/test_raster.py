@@ -1,6 +1,7 @@
 """Both CPU backends against the brute-force reference, and what every backend has to get right."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -280,7 +281,14 @@ def test_bad_settings_are_refused(bad):
 
 
 def test_auto_falls_back_to_torch_with_a_warning(monkeypatch):
-    assert choose_backend("cuda") == "gsplat" and choose_backend("mps") == "torch"
+    assert choose_backend("mps") == "torch"
+    with mock.patch("importlib.util.find_spec", return_value=object()):
+        assert choose_backend("cuda") == "gsplat"
+    with (
+        mock.patch("importlib.util.find_spec", return_value=None),
+        pytest.warns(RuntimeWarning, match=r"align3d\[cuda"),
+    ):
+        assert choose_backend("cuda") == "torch"
     monkeypatch.setattr(native, "problem", lambda: "no C++ compiler found")
     with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler found"):
         views = rasterize(*gaussians(), cameras())

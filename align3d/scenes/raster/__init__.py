@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from typing import TYPE_CHECKING
 
@@ -74,20 +75,24 @@ def rasterize(
 
 
 def choose_backend(device: str = "cpu") -> str:
-    """The backend that "auto" stands for on a device: gsplat on CUDA, native on the CPU if it can be built.
+    """The backend that "auto" stands for: gsplat on CUDA, native on the CPU, torch where these cannot be had.
 
-    Warns once, and falls back to torch, where there is no C++ compiler.
+    Warns when it falls back to torch, and says why.
     """
     if device == "cuda":
-        return "gsplat"
-    if device != "cpu":
-        return "torch"
-    from align3d.scenes.raster import native
+        problem = (
+            None if importlib.util.find_spec("gsplat") else "gsplat is not installed (pip install 'align3d[cuda]')"
+        )
+        fast = "gsplat"
+    elif device == "cpu":
+        from align3d.scenes.raster import native
 
-    problem = native.problem()
+        problem, fast = native.problem(), "native"
+    else:
+        return "torch"
     if problem is None:
-        return "native"
-    message = f"rendering with plain torch, 20 to 50 times slower than native code: {problem}"
+        return fast
+    message = f"rendering with plain torch, 20 to 50 times slower than {fast}: {problem}"
     warnings.warn(message, RuntimeWarning, stacklevel=3)
     return "torch"
 
