@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,25 @@ def test_update_prints_its_tables(weights, capsys, monkeypatch):
     shares = [float(x) for x in re.findall(r"^\| [a-z ]+ \| \d+ \| ([\d.]+) % \|$", shown, re.MULTILINE)]
     assert len(shares) == len(update.GROUPS) and sum(shares) == pytest.approx(100, abs=0.5)
     assert re.search(r"^\| dnc \| \d+ \| [\d.]+ \|", shown, re.MULTILINE)
+
+
+def test_demo_benchmark_times_what_the_demo_announces(monkeypatch, capsys, tmp_path):
+    import demo
+
+    printed = ["   0 s  judging the base model: 2 prompts", "   1 s  training on dnc", "| a | row |", "   2 s  done: x"]
+    watch = demo.watch
+    lines, end = watch([sys.executable, "-c", f"print({chr(10).join(printed)!r})"], tmp_path)
+    assert len(lines) == 4 and all(0 < when <= end for when, _ in lines)
+    times = [(1.0, lines[0][1]), (3.0, lines[1][1]), (6.0, lines[2][1]), (7.0, lines[3][1])]
+    wanted = [("start", 1.0), ("judging the base model", 2.0), ("training on dnc", 4.0), ("done", 1.0)]
+    assert demo.phases(times, 8.0) == wanted
+
+    monkeypatch.setattr(demo, "watch", lambda *_: (times, 8.0))
+    demo.main(["--updates", "1"])
+    shown = capsys.readouterr().out
+    assert "| training on dnc | 4 |" in shown and "| **all** | 8 |" in shown and "| a | row |" in shown
+    with pytest.raises(SystemExit, match="exit code 3"):
+        watch([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
 def test_raster_prints_its_table(monkeypatch, capsys):
