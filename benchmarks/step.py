@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import argparse
 import gc
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from remote import Remote
 
 from align3d.commands.demo import Demo
 
@@ -134,6 +135,12 @@ class Bench:
         """Whether the schedule is the plain one."""
         return self.setup.schedule in PLAIN
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """Transitions that an update trains, and MiB before the first."""
+        chosen = min(self.method.transitions, self.model.steps)
+        return {"trained": chosen * len(self.prompts), "loaded": self.loaded()}
+
     def losses(self, update: int) -> Iterator[Tensor]:
         """The losses of an update, which add up to the same whatever the schedule."""
         from align3d.rng import Streams
@@ -188,37 +195,6 @@ class Bench:
         return self.now() - begun, peak_memory(torch.zeros(()))
 
 
-class Remote:
-    """A Bench in a process of its own."""
-
-    def __init__(self, setup: Setup):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(setup, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.trained, self.loaded = self.pipe.recv()
-
-    def update(self) -> tuple[float, float]:
-        """As Bench.update."""
-        self.pipe.send(True)
-        return self.pipe.recv()
-
-    def close(self) -> None:
-        """End the process."""
-        self.pipe.send(False)
-        self.process.join()
-
-
-def serve(setup: Setup, pipe: Any) -> None:
-    """Answer a Remote until it has enough."""
-    bench = Bench(setup)
-    chosen = min(bench.method.transitions, bench.model.steps)
-    pipe.send((chosen * len(bench.prompts), bench.loaded()))
-    while pipe.recv():
-        pipe.send(bench.update())
-
-
 def measure(setup: Setup, schedules: Sequence[str], updates: int) -> None:
     """Prints a table of the schedules; ratios are to the first of them."""
     what = "processor" if setup.cpu_time else "wall-clock"
@@ -226,7 +202,7 @@ def measure(setup: Setup, schedules: Sequence[str], updates: int) -> None:
         f"{setup.reward}, batch {setup.batch_size}; threads: {setup.threads} on {os.cpu_count()} cores, load "
         f"{os.getloadavg()[0]:.1f}; {what} time, fastest of {updates} updates\n"
     )
-    remotes = {name: Remote(setup_of(setup, name)) for name in schedules}
+    remotes = {name: Remote(Bench, setup_of(setup, name)) for name in schedules}
     rows: dict[str, list[tuple[float, float]]] = {name: [] for name in remotes}
     for i in range(updates + 1):
         for name, remote in remotes.items():
@@ -236,9 +212,9 @@ def measure(setup: Setup, schedules: Sequence[str], updates: int) -> None:
     print("|---|--:|--:|--:|--:|--:|")
     first = None
     for name, remote in remotes.items():
-        each = min(seconds for seconds, _ in rows[name]) / remote.trained
+        each = min(seconds for seconds, _ in rows[name]) / remote.facts["trained"]
         peak = max(memory for _, memory in rows[name])
-        own = peak - remote.loaded
+        own = peak - remote.facts["loaded"]
         first = first or (each, own)
         ratios = f"{first[0] / each:.2f}", f"{own / first[1]:.2f}" if first[1] else "-"
         print(f"| {name} | {1e3 * each:.1f} | {ratios[0]} | {peak:.0f} | {own:.0f} | {ratios[1]} |", flush=True)

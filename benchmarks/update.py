@@ -14,7 +14,6 @@ default, so that a busy or throttled machine slows both. Peak memory is that of 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
 from collections import defaultdict
@@ -24,6 +23,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from remote import Remote
 
 from align3d.commands.demo import Demo
 
@@ -234,36 +235,6 @@ class Bench:
         return run
 
 
-class Remote:
-    """A Bench in a process of its own."""
-
-    def __init__(self, setup: Setup):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(setup, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.facts = self.pipe.recv()
-
-    def update(self) -> dict[str, float]:
-        """As Bench.update."""
-        self.pipe.send(True)
-        return self.pipe.recv()
-
-    def close(self) -> None:
-        """End the process."""
-        self.pipe.send(False)
-        self.process.join()
-
-
-def serve(setup: Setup, pipe: Any) -> None:
-    """Answer a Remote until it has enough."""
-    bench = Bench(setup)
-    pipe.send(bench.facts)
-    while pipe.recv():
-        pipe.send(bench.update())
-
-
 def seconds(row: dict[str, float], group: str | None = None) -> float:
     """The time of a group of parts, or of the whole update."""
     return sum(row.get(part, 0.0) for name in ([group] if group else GROUPS) for part in GROUPS[name])
@@ -310,7 +281,7 @@ def variants(setup: Setup, precision: str, names: Sequence[str]) -> dict[str, Se
 
 def measure(setup: Setup, updates: int, names: Sequence[str]) -> None:
     """Prints the default's table, then the variants'."""
-    base = Remote(setup)
+    base = Remote(Bench, setup)
     facts, cameras = base.facts, base.facts["cameras"]
     what = "processor" if setup.cpu_time else "wall-clock"
     print(
@@ -330,7 +301,7 @@ def measure(setup: Setup, updates: int, names: Sequence[str]) -> None:
     print("|---|--:|--:|" + "--:|" * len(GROUPS) + "--:|--:|")
     print(variant_line("default", row, row), flush=True)
     for name, other in variants(replace(setup, beta=1.0), facts["precision"], names).items():
-        remote = Remote(other)
+        remote = Remote(Bench, other)
         remote.update()
         pairs = [(base.update(), remote.update()) for _ in range(updates)]
         remote.close()

@@ -78,6 +78,7 @@ def test_timers_change_nothing(setup):
 
 
 def test_update_prints_its_tables(weights, capsys, monkeypatch):
+    import remote
     import update
 
     def pipe():
@@ -86,7 +87,7 @@ def test_update_prints_its_tables(weights, capsys, monkeypatch):
 
     # threads in the place of processes, which would import everything again
     local = SimpleNamespace(Pipe=pipe, Process=threading.Thread)
-    monkeypatch.setattr(update.multiprocessing, "get_context", lambda _: local)
+    monkeypatch.setattr(remote.multiprocessing, "get_context", lambda _: local)
     update.main(
         ["--updates", "1", "--threads", "1", "--batch-size", "1", "--weights", str(weights), "--variants", "dnc"]
     )
@@ -110,6 +111,7 @@ def test_plain_schedule_has_the_gradient_of_ours(weights):
 
 
 def test_step_prints_its_table(weights, capsys, monkeypatch):
+    import remote
     import step
 
     def pipe():
@@ -117,7 +119,7 @@ def test_step_prints_its_table(weights, capsys, monkeypatch):
         return ours, SimpleNamespace(send=theirs.send, recv=theirs.recv, close=lambda: None)
 
     local = SimpleNamespace(Pipe=pipe, Process=threading.Thread)
-    monkeypatch.setattr(step.multiprocessing, "get_context", lambda _: local)
+    monkeypatch.setattr(remote.multiprocessing, "get_context", lambda _: local)
     names = ["plain, object by object", "default", "x0 of 2"]
     args = ["--updates", "1", "--threads", "1", "--batch-size", "1", "--transitions", "2", "--weights", str(weights)]
     step.main([*args, "--schedules", *names])
