@@ -20,7 +20,7 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+NUMBERS = ("prepared", "before")  # fields of State in state.json
 ADAM = ("step", "exp_avg", "exp_avg_sq")  # what torch.optim.AdamW keeps for each parameter it has moved
 MAY_CHANGE = (  # without changing an update
     *("loop.updates", "loop.minutes", "loop.checkpoint_every", "loop.keep", "loop.sample_every"),
@@ -52,13 +53,15 @@ class State:
     trainable: dict[str, nn.Parameter]  # of the adapter, by name
     optimizer: torch.optim.Optimizer
     ema: dict[str, Tensor]  # running mean of each of them; empty without one
+    prepared: dict[str, float] = field(default_factory=dict)  # options of the method that its `prepare` has set
+    before: dict[str, float] = field(default_factory=dict)  # what that took, which counts for the first update
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, copied to the CPU."""
         found: dict[str, Tensor] = {f"adapter/{name}": parameter for name, parameter in self.trainable.items()}
         for name, parameter in self.trainable.items():
-            for field, tensor in self.optimizer.state.get(parameter, {}).items():
-                found[f"optimizer/{field}/{name}"] = tensor
+            for moment, tensor in self.optimizer.state.get(parameter, {}).items():
+                found[f"optimizer/{moment}/{name}"] = tensor
         found |= {f"ema/{name}": tensor for name, tensor in self.ema.items()}
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in found.items()}
 
@@ -121,6 +124,7 @@ def save(out: Path, step: int, state: State, keep: int) -> Path:
     shutil.rmtree(temp, ignore_errors=True)
     data = to_bytes(state.tensors(), metadata={"format": "pt"})
     about = {"step": step, "bytes": len(data), "blake2b": hashlib.blake2b(data).hexdigest()}
+    about |= {name: getattr(state, name) for name in NUMBERS}
     try:
         with writing(final):
             temp.mkdir(parents=True)
@@ -158,7 +162,7 @@ def load(path: Path, state: State) -> int:
             what to do.
     """
     try:
-        step, tensors = read(path, state)
+        step, tensors, numbers = read(path, state)
     except ValueError as error:
         older = [step_of(other) for other in steps(path.parent.parent) if step_of(other) < step_of(path)]
         remedy = (
@@ -166,17 +170,23 @@ def load(path: Path, state: State) -> int:
         )
         raise ValueError(f"{error}; {remedy}") from None
     state.restore(tensors)
+    for name, values in numbers.items():
+        getattr(state, name).update(values)
     return step
 
 
-def read(path: Path, state: State) -> tuple[int, dict[str, Tensor]]:
-    """The step and the tensors of a checkpoint, checked before anything of their size is allocated."""
-    step, file = verified(path)
+def read(path: Path, state: State) -> tuple[int, dict[str, Tensor], dict[str, dict[str, float]]]:
+    """The step, the tensors and the numbers of a checkpoint, checked before anything of their size is allocated."""
+    (step, file), about = verified(path), read_json(path / "state.json")
+    numbers = {name: about.get(name) for name in NUMBERS}
+    for name, values in numbers.items():
+        if not isinstance(values, dict) or not all(type(value) in (int, float) for value in values.values()):
+            raise ValueError(f"{path / 'state.json'}: damaged, {name} is {values!r}")
     try:
         with safe_open(file, framework="pt") as content:
             have = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
             check_shapes(file, have, state)
-            return step, {name: content.get_tensor(name) for name in have}
+            return step, {name: content.get_tensor(name) for name in have}, numbers
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged ({error})") from None
 

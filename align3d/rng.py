@@ -7,7 +7,7 @@ device: draws are made on the CPU, one generator per sample and purpose, and mov
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,11 +36,12 @@ class Streams:
 
     shared: tuple[int | str, ...]  # (seed, step): the same on every process
     keys: tuple[tuple[int | str, ...], ...]  # one per row of the batch
+    group: int = 1  # so many rows in a row share a prompt; rows are a multiple of it
 
     @classmethod
-    def batch(cls, seed: int, step: int, first: int, size: int) -> Streams:
+    def batch(cls, seed: int, step: int, first: int, size: int, group: int = 1) -> Streams:
         """The streams of samples first .. first + size - 1 of a step; `first` is rank * batch size."""
-        return cls((seed, step), tuple((seed, step, first + i) for i in range(size)))
+        return cls((seed, step), tuple((seed, step, first + i) for i in range(size)), group)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,4 +71,8 @@ class Streams:
     def repeat(self, times: int, first: int = 0) -> Streams:
         """Streams for copies `first`, `first` + 1, ... (`times` of them) of the batch, copy-major, all different."""
         copies = range(first, first + times)
-        return Streams(self.shared, tuple((*key, "copy", j) for j in copies for key in self.keys))
+        return replace(self, keys=tuple((*key, "copy", j) for j in copies for key in self.keys))
+
+    def of_groups(self) -> Streams:
+        """Streams that are the same for all rows of a group: those of its first row."""
+        return replace(self, keys=tuple(self.keys[i - i % self.group] for i in range(len(self.keys))))

@@ -197,9 +197,11 @@ class Score(Protocol):
 class Method(Protocol):
     """A frozen dataclass of hyperparameters with one generator of losses.
 
-    A member that may be missing: prepare(model, score, times, prompts, rng), called once before the first update and
-    after every resume, with the same arguments in all processes. It returns the method to use instead, and has to
-    return the same one whatever the adapter has learnt.
+    Members that may be missing:
+
+    - check(model, times, group), called before anything is written: refuses with a ValueError what it cannot train.
+    - prepare(model, score, times, prompts, rng), called once before the first update, with the same arguments in all
+      processes. It returns the method to use instead, the same dataclass with other numbers, which checkpoints keep.
     """
 
     needs_gradient: bool  # whether the reward must be differentiable
@@ -214,7 +216,8 @@ class Method(Protocol):
             score: Scene to number.
             times: T = steps + 1 times of the sampler, descending, on the model's device.
             prompts: B texts.
-            rng: One stream per prompt. All randomness comes from it, so that batches may be split or joined.
+            rng: One stream per prompt; each `rng.group` in a row share a prompt. All randomness comes from it, so that
+                batches may be split between groups, or joined.
 
         Yields:
             Scalar losses, means over the B samples; the last one has `update` set.

@@ -128,11 +128,12 @@ class Bench:
 
         from align3d.commands.demo import prompt_lists, rewards
         from align3d.log import peak_memory
-        from align3d.loop import Loop, Run
+        from align3d.loop import Loop
         from align3d.methods.nabla import Nabla
         from align3d.models.embedded import Embedded
         from align3d.rewards.score import Scorer
         from align3d.scenes.cameras import CameraSampling
+        from align3d.trainer import Trainer
 
         torch.set_num_threads(setup.threads)
         self.clock = Clock(time.process_time if setup.cpu_time else time.perf_counter)
@@ -144,7 +145,7 @@ class Bench:
         method = Nabla(**options)
         with self.clock.part("calibration"):
             score = Scorer(reward, CameraSampling())
-            self.run = Run.start(self.model, method, score, prompts, Loop(batch_size=setup.batch_size))
+            self.run = Trainer.start(self.model, method, score, prompts, Loop(batch_size=setup.batch_size)).prepared()
         self.calibration = self.clock.take()["calibration"]
         self.done = 0
 

@@ -18,8 +18,13 @@ from align3d.types import Method, Score
 F64 = torch.float64
 
 
-def streams(size: int = 2, first: int = 0, step: int = 0) -> Streams:
-    return Streams.batch(0, step, first, size)
+def streams(size: int = 2, first: int = 0, step: int = 0, group: int = 1) -> Streams:
+    return Streams.batch(0, step, first, size, group)
+
+
+def rows(prompts: Sequence[str], method: object, step: int = 0) -> Streams:
+    """A stream per prompt, in groups as large as the method needs: one to follow a gradient, two to compare."""
+    return streams(len(prompts), step=step, group=1 if method.needs_gradient else 2)
 
 
 def moved(dtype: torch.dtype = F64, cls: type[ToyModel] = ToyModel, **options: object) -> ToyModel:
@@ -72,7 +77,7 @@ def train(method: Method, updates: int, prompts: Sequence[str] = PROMPTS, rate: 
     times = model.schedule.times(8)
     optimizer = torch.optim.Adam(model.adapter.parameters(), lr=rate)
     for step in range(updates):
-        for loss in method.losses(model, toy_score, times, prompts, streams(len(prompts), step=step)):
+        for loss in method.losses(model, toy_score, times, prompts, rows(prompts, method, step)):
             loss.loss.backward()
             if loss.update:
                 optimizer.step()
@@ -99,7 +104,7 @@ def check_a_nan_in_the_reward_names_the_prompt(method: Method, prompts: Sequence
         return scene.latents.flatten(1).mean(1) * ruin
 
     with pytest.raises(NonFiniteError, match=f"^non-finite reward for prompt '{bad}' on a sample$"):
-        next(method.losses(model, broken, model.schedule.times(5), prompts, streams(len(prompts))))
+        next(method.losses(model, broken, model.schedule.times(5), prompts, rows(prompts, method)))
 
 
 def check_an_infinite_slope_names_the_prompt(method: Method) -> None:
@@ -137,4 +142,4 @@ def check_broken_predictions_name_prompt_and_step(method: Method, step: int, pro
 
     model = Broken()
     with pytest.raises(NonFiniteError, match=f"^non-finite prediction for prompt '{prompts[-1]}' at step {step}$"):
-        next(method.losses(model, toy_score, model.schedule.times(5), prompts, streams(len(prompts))))
+        next(method.losses(model, toy_score, model.schedule.times(5), prompts, rows(prompts, method)))

@@ -278,10 +278,10 @@ def test_bad_input_is_refused_in_one_line(here, capsys, case):
 
 
 @pytest.mark.parametrize(
-    ("reward", "message"), [("nan", "reward nan returned nan"), ("flat", "reward flat must return")]
+    ("reward", "code", "message"), [("nan", 1, "reward nan returned nan"), ("flat", 2, "reward flat must return")]
 )
-def test_broken_rewards_are_named(here, capsys, reward, message):
-    assert main([*TRAIN, *SMALL, "--reward", f"mine:{reward}"]) == 2
+def test_broken_rewards_are_named(here, capsys, reward, code, message):
+    assert main([*TRAIN, *SMALL, "--reward", f"mine:{reward}"]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 

@@ -34,7 +34,7 @@ PAIRS = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
 def log_probs(model: ToyModel, method: DDPO, times: Tensor, rng: Streams, traj: object) -> Tensor:
     """Mean log-likelihoods of the trained transitions, one transition and sample at a time, (B, N)."""
     rows = []
-    for row, steps in enumerate(method.order(model, times, rng).tolist()):
+    for row, steps in enumerate(method.order(times, rng).tolist()):
         for k in steps:
             t, s, own = times[k].expand(1), times[k + 1].expand(1), slice(row, row + 1)
             eps = model.predict(traj.x[own, k], t, traj.cond[own])
@@ -48,13 +48,13 @@ def sampled(model: ToyModel, method: DDPO, steps: int, rng: Streams) -> tuple[Te
     times = model.schedule.times(steps, F64)
     with torch.no_grad():
         traj = rollout(model, PAIRS, times, rng, method.eta)
-        reward = toy_score(model.decode(traj.x[:, -1]), PAIRS, method.cameras(PAIRS, rng))
-    return times, traj, advantages(reward, PAIRS)
+        reward = toy_score(model.decode(traj.x[:, -1]), PAIRS, method.cameras(rng))
+    return times, traj, advantages(reward, rng.group)
 
 
 @pytest.mark.parametrize("options", [{}, {"eta": 0.5}, {"final": True}, {"transitions": 0.5}, {"same_cameras": False}])
 def test_first_pass_is_reinforce(options: dict[str, float]) -> None:
-    model, method, rng = moved(), DDPO(**options), streams(4)
+    model, method, rng = moved(), DDPO(**options), streams(4, group=2)
     times, traj, advantage = sampled(model, method, 7, rng)
     (-(advantage[:, None] * log_probs(model, method, times, rng, traj)).mean()).backward()
     reference = flat(model)
@@ -78,7 +78,7 @@ def passes(model: ToyModel, method: DDPO, rng: Streams, rate: float) -> list[tup
 
 
 def test_the_clip_stops_what_has_gone_far_enough() -> None:
-    method, rng, rate = DDPO(inner_epochs=2, clip=CLIP), streams(4), 1.0
+    method, rng, rate = DDPO(inner_epochs=2, clip=CLIP), streams(4, group=2), 1.0
     (first, _), (second, metrics) = passes(moved(), method, rng, rate)
 
     model = moved()  # the same by hand
@@ -104,7 +104,7 @@ def test_the_clip_stops_what_has_gone_far_enough() -> None:
 
 
 def test_a_far_step_stops_everything_that_it_helped() -> None:
-    loose, tight = (passes(moved(), DDPO(inner_epochs=2, clip=clip), streams(4), 1.0) for clip in (1.0, 1e-6))
+    loose, tight = (passes(moved(), DDPO(inner_epochs=2, clip=clip), streams(4, group=2), 1.0) for clip in (1.0, 1e-6))
     assert tight[1][0].norm() < loose[1][0].norm() and tight[1][1]["clipped"] > 0.9
 
 
@@ -117,37 +117,27 @@ class Rounded(ToyModel):
 
 
 def test_rounding_while_sampling_is_no_change_of_policy() -> None:
-    (_, first), (_, second) = passes(moved(cls=Rounded), DDPO(inner_epochs=2), streams(4), 0.0)
+    (_, first), (_, second) = passes(moved(cls=Rounded), DDPO(inner_epochs=2), streams(4, group=2), 0.0)
     for metrics in (first, second):
         assert metrics["ratio_min"] == metrics["ratio_max"] == 1 and metrics["clipped"] == metrics["approx_kl"] == 0
 
 
-def test_advantages_compare_samples_of_a_prompt() -> None:
-    reward = torch.tensor([1.0, 3.0, 100.0, 104.0, 108.0])
-    got = advantages(reward, ["a", "a", "b", "b", "b"])
-    torch.testing.assert_close(got, torch.tensor([-1.0, 1.0, -(1.5**0.5), 0.0, 1.5**0.5]), rtol=1e-5, atol=1e-6)
-    apart = advantages(reward[[2, 0, 3, 1, 4]], ["b", "a", "b", "a", "b"])  # wherever they stand
-    assert torch.equal(apart, got[[2, 0, 3, 1, 4]])
-
-
-def test_a_prompt_that_stands_alone_is_compared_with_the_batch() -> None:
-    reward = torch.tensor([1.0, 3.0, 8.0])
-    batch = (reward - 4) / reward.std(correction=0)
-    torch.testing.assert_close(advantages(reward, ["a", "b", "c"]), batch, rtol=1e-5, atol=0)
-    mixed = advantages(reward, ["a", "a", "c"])
-    torch.testing.assert_close(mixed, torch.tensor([-1.0, 1.0, batch[2]]), rtol=1e-5, atol=0)
+def test_advantages_compare_samples_of_a_group() -> None:
+    reward = torch.tensor([1.0, 3.0, 5.0, 100.0, 104.0, 108.0])
+    one = torch.tensor([-(1.5**0.5), 0.0, 1.5**0.5])
+    torch.testing.assert_close(advantages(reward, 3), one.repeat(2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(advantages(reward, 2)[2:4], torch.tensor([-1.0, 1.0]), rtol=1e-5, atol=1e-6)
 
 
 def test_equal_rewards_teach_nothing() -> None:
-    assert (advantages(torch.full((3,), 0.1), ["a"] * 3) == 0).all()  # 0.1 and thirds are not exact in float32
-    assert (advantages(torch.full((3,), 0.1), ["a", "b", "c"]) == 0).all()
+    assert (advantages(torch.full((3,), 0.1), 3) == 0).all()  # 0.1 and thirds are not exact in float32
     model = ToyModel()
-    got = gradients(model, DDPO(), streams(4), PAIRS, score=lambda scene, prompts, rng: torch.full((4,), 0.1))
+    got = gradients(model, DDPO(), streams(4, group=2), PAIRS, score=lambda scene, prompts, rng: torch.full((4,), 0.1))
     assert (got == 0).all()
 
 
 def test_large_advantages_are_cut() -> None:
-    model, rng = ToyModel(dtype=F64), streams(3)
+    model, rng = ToyModel(dtype=F64), streams(3, group=3)
     plain, cut = (gradients(model, DDPO(advantage_max=m), rng, PROMPTS[:1] * 3) for m in (5.0, 0.1))
     assert cut.norm() < 0.2 * plain.norm() and (cut != 0).all()
 
@@ -161,20 +151,20 @@ def seen(method: DDPO, prompts: Sequence[str]) -> list[float]:
         found.extend(rng.uniform("camera").tolist())
         return toy_score(scene, prompts, rng).round(decimals=3)
 
-    next(method.losses(ToyModel(), score, DiscreteVP().times(5), prompts, streams(len(prompts))))
+    next(method.losses(ToyModel(), score, DiscreteVP().times(5), prompts, streams(len(prompts), group=2)))
     return found
 
 
 def test_samples_of_a_prompt_are_seen_from_the_same_cameras() -> None:
     assert not DDPO.needs_gradient
-    a, b, c, d = seen(DDPO(), [*PROMPTS, *PROMPTS])
-    assert a == c != b == d
+    a, b, c, d = seen(DDPO(), PAIRS)
+    assert a == b != c == d
     assert len(set(seen(DDPO(same_cameras=False), PAIRS))) == 4
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 3])
 def test_chunks_add_up_to_the_same_update(chunk: int) -> None:
-    method, model, rng = DDPO(chunk=4, kl=0.2), moved(), streams(4)
+    method, model, rng = DDPO(chunk=4, kl=0.2), moved(), streams(4, group=2)
     other = dataclasses.replace(method, chunk=chunk)
     torch.testing.assert_close(gradients(model, other, rng, PAIRS), gradients(model, method, rng, PAIRS))
     times = model.schedule.times(10, F64)
@@ -189,8 +179,8 @@ def test_chunks_add_up_to_the_same_update(chunk: int) -> None:
 @pytest.mark.parametrize("options", [{}, {"transitions": 0.4}, {"kl": 0.3}])
 def test_batches_split_between_groups_add_up(options: dict[str, float]) -> None:
     method = DDPO(**options)
-    whole = gradients(moved(), method, streams(4), PAIRS)
-    parts = [gradients(moved(), method, streams(2, first=i), PAIRS[i : i + 2]) for i in (0, 2)]
+    whole = gradients(moved(), method, streams(4, group=2), PAIRS)
+    parts = [gradients(moved(), method, streams(2, first=i, group=2), PAIRS[i : i + 2]) for i in (0, 2)]
     torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-6, atol=1e-12)
     assert not torch.allclose(parts[0], parts[1])
 
@@ -199,26 +189,26 @@ def test_batches_split_between_groups_add_up(options: dict[str, float]) -> None:
 @pytest.mark.parametrize("steps", [2, 20])
 def test_every_sample_gets_a_gradient(schedule: object, steps: int) -> None:
     model = Recorder(schedule=schedule)
-    assert (gradients(model, DDPO(), streams(), PROMPTS[:1] * 2, steps) != 0).all()
+    assert (gradients(model, DDPO(), streams(group=2), PROMPTS[:1] * 2, steps) != 0).all()
     grads = torch.cat([eps.grad for eps in model.trained]).flatten(1).norm(dim=1)
     assert len(grads) == 2 * (steps - 1) and grads.isfinite().all() and (grads > 0).all()
 
 
 def test_every_transition_is_drawn_once_and_never_the_last() -> None:
-    model, times = ToyModel(), DiscreteVP().times(10)
-    order = DDPO().order(model, times, streams(5))
+    times = DiscreteVP().times(10)
+    order = DDPO().order(times, streams(5))
     assert torch.equal(order.sort(1).values, torch.arange(9).expand(5, 9)) and not torch.equal(order[0], order[1])
-    assert torch.equal(order[3:], DDPO().order(model, times, streams(2, first=3)))
-    assert DDPO(transitions=0.5).order(model, times, streams()).shape == (2, 4)
-    assert DDPO(transitions=0.01).order(model, times, streams()).shape == (2, 1)
-    assert DDPO(final=True).order(model, times, streams()).max() == 9
+    assert torch.equal(order[3:], DDPO().order(times, streams(2, first=3)))
+    assert DDPO(transitions=0.5).order(times, streams()).shape == (2, 4)
+    assert DDPO(transitions=0.01).order(times, streams()).shape == (2, 1)
+    assert DDPO(final=True).order(times, streams()).max() == 9
 
 
 def test_divergence_from_the_reference() -> None:
-    model, rng, method = moved(), streams(4), DDPO(kl=1.0)
+    model, rng, method = moved(), streams(4, group=2), DDPO(kl=1.0)
     times, traj, _ = sampled(model, method, 7, rng)
     want = []
-    for row, steps in enumerate(method.order(model, times, rng).tolist()):
+    for row, steps in enumerate(method.order(times, rng).tolist()):
         for k in steps:
             t, s, own = times[k].expand(1), times[k + 1].expand(1), slice(row, row + 1)
             means = []
@@ -238,12 +228,12 @@ def test_divergence_from_the_reference() -> None:
 
 
 def test_metrics() -> None:
-    model, rng = moved(), streams(4)
+    model, rng = moved(), streams(4, group=2)
     times = model.schedule.times(7, F64)
     step = list(DDPO().losses(model, toy_score, times, PAIRS, rng))[-1]
     with torch.no_grad():
         x0 = rollout(model, PAIRS, times, rng).x[:, -1]
-        want = toy_score(model.decode(x0), PAIRS, DDPO().cameras(PAIRS, rng))
+        want = toy_score(model.decode(x0), PAIRS, DDPO().cameras(rng))
     torch.testing.assert_close(step.metrics["reward"], want.mean())
     torch.testing.assert_close(step.metrics["reward_std"], want.std(correction=0))
     assert step.metrics["drift"] > 0 and step.metrics["dead"] == 0
@@ -273,13 +263,13 @@ def test_what_is_not_finite_names_the_prompt() -> None:
             return eps * torch.where(cond == cond[0], torch.inf, 1)[:, None, None] if eps.requires_grad else eps
 
     with pytest.raises(NonFiniteError, match=r"^non-finite likelihood ratio for prompt 'a red cat' at step \d$"):
-        next(DDPO().losses(Late(), toy_score, DiscreteVP().times(5), PAIRS, streams(4)))
+        next(DDPO().losses(Late(), toy_score, DiscreteVP().times(5), PAIRS, streams(4, group=2)))
 
 
 @pytest.mark.parametrize(
     "method, size, steps, schedule, word",
     [
-        (DDPO(), 1, 5, DiscreteVP(), "batch of 1"),
+        (DDPO(), 1, 5, DiscreteVP(), "group of 1"),
         (DDPO(), 2, 1, DiscreteVP(), "more steps"),
         (DDPO(final=True), 2, 5, Flow(), "noise left"),
     ],
@@ -288,14 +278,22 @@ def test_what_cannot_train_is_refused(method: DDPO, size: int, steps: int, sched
     with pytest.raises(ValueError, match=word):
         next(
             method.losses(
-                ToyModel(schedule=schedule), toy_score, schedule.times(steps), PROMPTS[:1] * size, streams(size)
+                ToyModel(schedule=schedule),
+                toy_score,
+                schedule.times(steps),
+                PROMPTS[:1] * size,
+                streams(size, group=size),
             )
         )
 
 
 def test_scores_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="shape"):
-        next(DDPO().losses(ToyModel(), lambda s, p, r: s.latents.flatten(1), DiscreteVP().times(5), PAIRS, streams(4)))
+        next(
+            DDPO().losses(
+                ToyModel(), lambda s, p, r: s.latents.flatten(1), DiscreteVP().times(5), PAIRS, streams(4, group=2)
+            )
+        )
 
 
 BAD = [("clip", 0.0), ("clip", 2.0), ("advantage_max", 0.0), ("transitions", 0.0), ("transitions", 1.5), ("eta", 0.0)]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from align3d.diffusion.sampler import NonFiniteError
 from align3d.evaluate import Evaluation, change, compare, evaluate, evaluation_cameras, number
 from align3d.types import Views
 
@@ -253,7 +254,7 @@ def poison(value):
     ],
 )
 def test_broken_rewards_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, NonFiniteError), match=message):
         run(rewards={"odd": Broken(make)}, batch_size=4)
 
 

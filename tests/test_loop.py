@@ -13,8 +13,9 @@ from fakes import PROMPTS, SMALL, FakeMethod, FakeModel, FakeReward, FakeScore, 
 from safetensors.torch import load_file
 
 from align3d import checkpoint, log
-from align3d.loop import Loop, draw, fit
+from align3d.loop import Loop, fit
 from align3d.rng import Streams
+from align3d.trainer import Trainer, draw
 
 
 def train(loop=SMALL, method=None, score=FakeScore(), model=None, prompts=PROMPTS, **options):  # noqa: B008  frozen
@@ -87,15 +88,12 @@ def test_adamw_written_out_gives_the_same_update():
 
 def test_times_lie_where_the_model_does():
     """Latents, noise and the reward follow them."""
-    from align3d.loop import Run
-
     model, method = FakeModel(), SimpleNamespace(needs_gradient=True, losses=iter)
     model.adapter.to("meta")
-    assert Run.start(model, method, FakeScore(), PROMPTS, Loop()).times.device.type == "meta"
+    assert Trainer.start(model, method, FakeScore(), PROMPTS, Loop()).times.device.type == "meta"
 
 
 def prepared(loop, step=0, model=None):
-    from align3d.loop import draw
     from align3d.rng import Streams
 
     model, rng = model or FakeModel(), Streams.batch(loop.seed, step, 0, loop.batch_size)
@@ -126,10 +124,10 @@ def test_two_rollouts_of_half_the_batch_give_the_same_updates(rounds):
 
 def test_the_rows_of_a_group_share_a_prompt_whatever_the_split():
     pool = [f"prompt {i}" for i in range(50)]
-    drawn = draw(pool, Streams.batch(0, 3, 0, 12), 3)
+    drawn = draw(pool, Streams.batch(0, 3, 0, 12, 3))
     assert drawn[::3] == drawn[1::3] == drawn[2::3]
     assert len(set(drawn)) == 4
-    assert draw(pool, Streams.batch(0, 3, 6, 6), 3) == drawn[6:]
+    assert draw(pool, Streams.batch(0, 3, 6, 6, 3)) == drawn[6:]
     assert len(set(draw(pool, Streams.batch(0, 3, 0, 12)))) > 4
     with pytest.raises(ValueError, match=r"multiple of loop\.group, got 8 and 3"):
         Loop(batch_size=8, group=3)
@@ -322,3 +320,43 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     assert not caught.value.args
     assert checkpoint.step_of(checkpoint.latest(tmp_path)) == 2
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_prepare_found_is_kept_and_counts_for_the_first_update(tmp_path):
+    class Once(FakeMethod):
+        """Prepares only where nothing was trained before."""
+
+        def prepare(self, model, *args):
+            assert not model.adapter.offset.any(), "a second time"
+            return super().prepare(model, *args)
+
+    out = tmp_path / "run"
+    rows, _ = train(replace(SMALL, updates=2, checkpoint_every=1, keep=0), Once(), out=out)
+    told = [json.loads((path / "state.json").read_text()) for path in checkpoint.steps(out)]
+    assert all(about["prepared"] == {"scale": scale(SMALL)} for about in told)
+    assert told[0]["before"]["evaluations"] > 0 and told[1]["before"] == {}
+    assert rows[0]["evaluations"] == rows[1]["evaluations"] + told[0]["before"]["evaluations"]
+    longer, _ = train(replace(SMALL, checkpoint_every=1, keep=0), Once(), out=out, resume=True)
+    assert steady(longer) == steady(train(SMALL)[0])
+
+    path = checkpoint.latest(out) / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prepared": {"scale": "x"}}))
+    with pytest.raises(ValueError, match=r"damaged, prepared is \{'scale': 'x'\}"):
+        train(replace(SMALL, updates=9, checkpoint_every=1, keep=0), Once(), out=out, resume=True)
+
+
+def test_a_method_may_refuse_before_anything_is_written(tmp_path):
+    class Picky(FakeMethod):
+        def check(self, model, times, group):
+            raise ValueError(f"{len(times)} times, groups of {group}")
+
+    with pytest.raises(ValueError, match=f"^{FakeModel().steps + 1} times, groups of 2$"):
+        train(replace(SMALL, group=2), Picky(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+    class Loud(FakeMethod):
+        def prepare(self, model, *args):
+            return replace(self, freed=[True])
+
+    with pytest.raises(ValueError, match=r"set freed to \[True\]; it may set numbers alone"):
+        train(SMALL, Loud())

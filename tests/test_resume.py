@@ -43,6 +43,12 @@ def result(out: Path) -> dict:
     """All that a run leaves, less what depends on the clock."""
     rows = steady(read_metrics(out / "metrics.jsonl"))
     files = {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    first = "checkpoints/step-000000/state.json"  # says how long the preparations took
+    if first in files:
+        about = json.loads(files[first])
+        files[first] = {k: v for k, v in about.items() if k != "before"} | {
+            "evaluations": about["before"]["evaluations"]
+        }
     return {"rows": rows, "files": {k: v for k, v in files.items() if k not in ("metrics.jsonl", "config.json")}}
 
 

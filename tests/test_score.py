@@ -185,14 +185,16 @@ def test_what_is_no_reward(thing, message):
     ],
 )
 def test_a_reward_that_misbehaves(value, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, NonFiniteError), match=message):
         Scorer(returning(value), CAMERAS)(scene(), PROMPTS, RNG)
 
 
 def test_a_rendering_that_is_not_finite_is_named():
     s = scene()
     s.render = lambda *args, **kwargs: FlatScene(torch.tensor([[0.1] * 3, [math.nan] * 3])).render(*args, **kwargs)
-    with pytest.raises(ValueError, match="red returned nan for 'a blue cup', view 1; the rendered rgb of that scene"):
+    with pytest.raises(
+        NonFiniteError, match="red returned nan for 'a blue cup', view 1; the rendered rgb of that scene"
+    ):
         Scorer(red, CAMERAS)(s, PROMPTS, RNG)
 
 

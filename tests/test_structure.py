@@ -31,6 +31,7 @@ LAYERS = [
     ["peers"],
     ["log", "distributed", "interrupts", "timing", "metrics"],
     ["checkpoint", "config", "looks"],
+    ["trainer"],
     ["loop"],
     ["generate"],
     ["evaluate"],
@@ -49,6 +50,7 @@ LAYERS = [
 ELSEWHERE = {
     "RasterConfig": "scenes/raster",
     "Run": ".",
+    "Loop": ".",
     "Evaluate": "commands",
     "Compare": "commands",
 }  # configurations that are read outside their own file

@@ -7,9 +7,10 @@ import torch
 from toy import PROMPTS, ToyModel
 
 from align3d import timing
-from align3d.loop import Loop, Run
+from align3d.loop import Loop
 from align3d.methods.nabla import Nabla
 from align3d.timing import Split, TimedModel
+from align3d.trainer import Trainer
 from align3d.types import BaseModel
 
 
@@ -42,7 +43,7 @@ def parts(clock, **options):
     score = clock.costs(10_000.0, lambda scene, prompts, rng: scene.latents.flatten(1).mean(1))
     loop = Loop(batch_size=2, accumulate=options.pop("accumulate", 1))
     method = Nabla(beta=0.1, transitions=3, **{"merge": False, "chunk": 0, "scenes": 0} | options)
-    run = Run.start(model, method, score, PROMPTS, loop)
+    run = Trainer.start(model, method, score, PROMPTS, loop)
     return run.update(0)
 
 
@@ -110,7 +111,7 @@ def test_a_timed_model_is_a_model_and_leaves_the_reference_again(clock):
 
 
 def test_real_seconds_add_up():
-    row = Run.start(
+    row = Trainer.start(
         ToyModel(), Nabla(beta=0.1), lambda scene, prompts, rng: scene.latents.sum((1, 2)), PROMPTS, Loop(batch_size=2)
     ).update(0)
     split = [row[f"seconds_{phase}"] for phase in timing.PHASES]

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from align3d.results import Result
     from align3d.runs import Run
 
-ALIKE = ("method", "reward", "loop", "cameras", "noise", "background")  # in the runs of one group
-MAY_DIFFER = ("loop.seed", "loop.updates", "loop.minutes", "loop.checkpoint_every", "loop.keep", "loop.sample_every")
+MAY_DIFFER = (  # in the runs of one group, besides what is no part of the training
+    *("loop.seed", "loop.updates", "loop.minutes", "loop.checkpoint_every", "loop.keep", "loop.sample_every"),
+    *("out", "resume", "device", "inputs.prompts", "inputs.prompts_blake2b"),
+)
+NO_PART = ("watch", "samples")  # beginnings of fields that change no update
 
 
 def first_run(args: Sequence[str]) -> Path | None:
@@ -213,8 +216,9 @@ def check_runs(paths: Sequence[Trail], group: Sequence[str]) -> None:
     seeds: dict[tuple[str, int], Trail] = {}
     for path in paths:
         head = heads.setdefault(path.group, path)
-        old, new = ({k: v for k, v in flat(p.run.settings).items() if k.startswith(ALIKE)} for p in (head, path))
-        differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in MAY_DIFFER]
+        old, new = (flat({**p.run.settings, "inputs": p.run.config.get("inputs")}) for p in (head, path))
+        keys = (k for k in sorted(old.keys() | new.keys()) if k not in MAY_DIFFER and not k.startswith(NO_PART))
+        differ = [k for k in keys if old.get(k) != new.get(k)]
         if differ:
             said = listed([f"{key} {old.get(key)!r} and {new.get(key)!r}" for key in differ])
             ask = " ".join([*group, differ[0]])

@@ -15,9 +15,9 @@ everything (the author, github.com/jannerm/ddpo/issues/10). The mean gives the D
 
 Against the public code (kvablack/ddpo-pytorch), as it is by default here:
 
-- Advantages: statistics over the samples of a prompt in the batch (`group` of the loop). There a buffer of the last 16
-  or 32 rewards of each prompt, from older policies too, which takes more epochs than a short run has.
-- Cameras: the samples of a prompt are seen from the same ones (`same_cameras`), as luck with the view is no merit.
+- Advantages: statistics over the samples of a prompt that the loop draws together (loop.group). There a buffer of the
+  last 16 or 32 rewards of each prompt, from older policies too, which takes more epochs than a short run has.
+- Cameras: the samples of a group are seen from the same ones (`same_cameras`), as luck with the view is no merit.
 - The last move is left out (`final`): its std is 0.01, so that its score outweighs any other's about 17 times, while
   what it draws can hardly be seen in the reward. On schedules without noise at time 0 it is no draw at all.
 - Old likelihoods are those of the first pass and not of the sampler: the same policy before any update, and rounding,
@@ -28,7 +28,7 @@ Against the public code (kvablack/ddpo-pytorch), as it is by default here:
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from align3d.types import BaseModel, Rollout, Score, StepLoss
@@ -54,7 +54,7 @@ class DDPO:
     transitions: float = 1.0  # share of a rollout's transitions that is trained, drawn anew for each sample
     inner_epochs: int = 1  # passes over a rollout, each with an optimiser step after it
     final: bool = False  # whether the last transition, of std 0.01, is trained too, as published
-    same_cameras: bool = True  # whether samples of a prompt are scored from the same cameras
+    same_cameras: bool = True  # whether the samples of a group are scored from the same cameras
     kl: float = 0.0  # weight of the divergence of a transition from the reference's, mean over the latent; 0: none
     eta: float = 1.0  # noise of the sampler, in (0, 1]: 1 is ancestral sampling, as published
     chunk: int = 4  # transitions per graph, to save memory: gradients add up to the same; 0: all at once
@@ -79,8 +79,8 @@ class DDPO:
             model: The generator; trained through its adapter.
             score: Scene to reward; its gradient is not asked for.
             times: T times of the sampler, descending to 0; 3 or more, or 2 with `final`.
-            prompts: B texts, B at least 2; best in groups that share one.
-            rng: One stream per prompt.
+            prompts: B texts, the same for each `rng.group` in a row.
+            rng: One stream per prompt, in groups of 2 or more.
 
         Yields:
             One loss per chunk of transitions; their sum is the mean over transitions and samples. The last of each
@@ -95,13 +95,12 @@ class DDPO:
         from align3d.diffusion.sampler import rollout
         from align3d.methods.scoring import drift_from_reference, scored
 
-        if len(prompts) < 2:
-            raise ValueError("ddpo compares samples, and a batch of 1 has no second; set loop.batch_size to 2 or more")
-        order = self.order(model, times, rng)
+        self.check(model, times, rng.group)
+        order = self.order(times, rng)
         with torch.no_grad():
             traj = rollout(model, prompts, times, rng, self.eta)
-            reward = scored(model, score, traj.x[:, -1], prompts, self.cameras(prompts, rng), "ddpo")
-        advantage = advantages(reward, prompts).clamp(-self.advantage_max, self.advantage_max)
+            reward = scored(model, score, traj.x[:, -1], prompts, self.cameras(rng), "ddpo")
+        advantage = advantages(reward, rng.group).clamp(-self.advantage_max, self.advantage_max)
 
         size, total = self.chunk or order.shape[1], order.numel()
         chunks = [Moves.gather(traj, order[:, i : i + size]) for i in range(0, order.shape[1], size)]
@@ -126,24 +125,31 @@ class DDPO:
                         metrics["drift"] = drift_from_reference(model, moves.x, moves.t, moves.prompts, eps)
                 yield StepLoss(loss, metrics, update=done)
 
-    def order(self, model: BaseModel, times: Float[Tensor, "T"], rng: Streams) -> Int[Tensor, "B N"]:
+    def check(self, model: BaseModel, times: Float[Tensor, "T"], group: int) -> None:
+        """Refuse what cannot train.
+
+        Raises:
+            ValueError: If there is no transition to train, or nothing to compare a sample with.
+        """
+        if group < 2:
+            raise ValueError("ddpo compares samples of one prompt, and a group of 1 has no second; set loop.group to 4")
+        if len(times) == 2 and not self.final:
+            raise ValueError("ddpo: the only transition of a chain of 1 step is the last; use more steps, or final")
+        if self.final and not float(model.schedule.sigma(times[-1:].double())) > 0:
+            raise ValueError("ddpo: final needs a schedule with noise left at time 0; leave it off")
+
+    def order(self, times: Float[Tensor, "T"], rng: Streams) -> Int[Tensor, "B N"]:
         """Which transitions of each sample are trained, in random order, so that chunks see all noise levels."""
         import torch
 
         usable = len(times) - 1 if self.final else len(times) - 2
-        if not usable:
-            raise ValueError("ddpo: the only transition of a chain of 1 step is the last; use more steps, or final")
-        if self.final and not float(model.schedule.sigma(times[-1:].double())) > 0:
-            raise ValueError("ddpo: final needs a schedule with noise left at time 0; leave it off")
         n = max(1, round(self.transitions * usable))
         drawn = [torch.randperm(usable, generator=generator)[:n] for generator in rng.each("transitions")]
         return torch.stack(drawn).to(times.device)
 
-    def cameras(self, prompts: Sequence[str], rng: Streams) -> Streams:
-        """The streams that the score draws from: those of the first sample with the same prompt, or each its own."""
-        if not self.same_cameras:
-            return rng
-        return replace(rng, keys=tuple(rng.keys[list(prompts).index(prompt)] for prompt in prompts))
+    def cameras(self, rng: Streams) -> Streams:
+        """The streams that the score draws from: those of the group, or each sample its own."""
+        return rng.of_groups() if self.same_cameras else rng
 
     def likelihood(
         self, model: BaseModel, moves: Moves
@@ -189,28 +195,19 @@ class DDPO:
         return metrics | ({"kl": torch.cat(rows["kl"]).mean()} if self.kl else {})
 
 
-def advantages(reward: Float[Tensor, "B"], prompts: Sequence[str]) -> Float[Tensor, "B"]:
-    """Each reward against the others of its prompt: minus their mean, by their standard deviation.
-
-    A prompt that is in the batch only once has nobody to be compared with. It is compared with the whole batch, as in
-    the public code: then an easy prompt counts as merit, and the split into batches matters.
+def advantages(reward: Float[Tensor, "B"], group: int) -> Float[Tensor, "B"]:
+    """Each reward against the others of its group: minus their mean, by their standard deviation.
 
     Args:
         reward: Rewards, one per sample.
-        prompts: B texts.
+        group: So many in a row are of one prompt.
 
     Returns:
-        Advantages; 0 where all that are compared are equal.
+        Advantages; 0 where all of a group are equal.
     """
-    import torch
-
-    exact = reward.double()  # in float32 the mean of equal numbers may differ from them, and would be divided by 1e-6
-    result = torch.empty_like(exact)
-    for prompt in dict.fromkeys(prompts):
-        mine = torch.tensor([other == prompt for other in prompts], device=reward.device)
-        peers = exact[mine] if int(mine.sum()) > 1 else exact
-        result[mine] = (exact[mine] - peers.mean()) / (peers.std(correction=0) + 1e-6)
-    return result.to(reward.dtype)
+    exact = reward.double().view(-1, group)  # in float32 the mean of equal numbers may differ from them
+    centred = exact - exact.mean(1, keepdim=True)
+    return (centred / (exact.std(1, correction=0, keepdim=True) + 1e-6)).flatten().to(reward.dtype)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,7 @@ class Nabla:
 
         if self.beta is None:
             raise ValueError("nabla: beta is not set; give a number, or take the method that prepare(...) returns")
+        self.check(model, times)
         chain, at_sample = Chain(model, prompts, times, rng, self.eta), None
         for epoch in range(self.inner_epochs):
             chosen = self.choose(len(chain), rng, f"transitions{epoch}")
@@ -179,13 +180,24 @@ class Nabla:
                 metrics = self.metrics(rows, len(prompts)) if done else {}
                 yield StepLoss(loss.sum() / (len(chosen) * len(prompts)), metrics, update=done)
 
+    def check(self, model: BaseModel, times: Float[Tensor, "T"], group: int = 1) -> None:
+        """Refuse a schedule whose last transition has no weight.
+
+        Raises:
+            ValueError: If there is no noise left at time 0, where only balanced weights are finite.
+        """
+        if self.weight != "balanced" and not float(model.schedule.sigma(times[-1:].double())) > 0:
+            raise ValueError(
+                f"nabla: weight {self.weight!r} needs noise left at time 0 of the schedule; use 'balanced'"
+            )
+
     def prepare(
         self, model: BaseModel, score: Score, times: Float[Tensor, "T"], prompts: Sequence[str], rng: Streams
     ) -> Nabla:
         """The method with beta set: mean |g| / k = rho * mean |eps| on rollouts of the reference model.
 
-        A function of its arguments and not of the adapter, so a resumed run finds the same beta. Processes that train
-        together must call it with the same prompts and streams. Rounded to 4 digits, so that it can be typed in again.
+        A function of its arguments and not of the adapter. Processes that train together must call it with the same
+        prompts and streams. Rounded to 4 digits, so that it can be typed in again.
 
         Args:
             model: The generator; used with the adapter off.
@@ -299,10 +311,6 @@ class Nabla:
 
         if self.weight == "balanced":
             return (k**2).clamp_max(self.weight_max)
-        if not bool(k.isfinite().all()):
-            raise ValueError(
-                f"nabla: weight {self.weight!r} needs noise left at time 0 of the schedule; use 'balanced'"
-            )
         if self.weight == "paper":
             return k**2
         return (k * ddim(model.schedule, batch.x, batch.x, batch.t, batch.s, self.eta).std) ** 2

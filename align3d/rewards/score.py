@@ -226,10 +226,12 @@ def check_score(score: Any, name: str, views: Views, prompts: Sequence[str]) -> 
         prompts: One per scene.
 
     Raises:
-        ValueError: If it is no floating-point tensor (B, V) or (B, 1), on another device, or not finite; names the
-            reward, the prompt and what else is not finite.
+        ValueError: If it is no floating-point tensor (B, V) or (B, 1), or on another device.
+        NonFiniteError: If it is not finite; names the reward, the prompt and what else is not finite.
     """
     import torch
+
+    from align3d.diffusion.sampler import NonFiniteError
 
     num_prompts, num_views = len(prompts), views.cameras.c2w.shape[1]
     allowed = ((num_prompts, num_views), (num_prompts, 1))
@@ -252,7 +254,7 @@ def check_score(score: Any, name: str, views: Views, prompts: Sequence[str]) -> 
         cause = (
             f"the rendered {', '.join(bad)} of that scene is not finite either" if bad else "the rendering is finite"
         )
-        raise ValueError(f"{message}; {cause}")
+        raise NonFiniteError(f"{message}; {cause}")
 
 
 def _nothing(prompts: Sequence[str]) -> None:
