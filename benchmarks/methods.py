@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 PROMPTS = {"train": HERE / "prompts" / "two-colours-train.txt", "heldout": HERE / "prompts" / "two-colours-heldout.txt"}
 METHODS = {  # name -> what `align3d train` is told
     "nabla": ["--method", "nabla"],
-    "nabla-x0": ["--method", "nabla", "--method.gradient-at", "x0", "--method.transitions", "8"],
+    "nabla-x0": ["--method", "nabla", "--method.gradient-at", "x0", "--method.transitions", "8", "--method.chunk", "0"],
     "nabla-paper": ["--method", "nabla", "--method.weight", "paper"],
     "refl": ["--method", "refl", "--loop.learning-rate", "1e-3"],
     "draft": ["--method", "draft", "--loop.learning-rate", "1e-3"],
