@@ -28,19 +28,26 @@ def name_of(part: Any, table: Mapping[str, str]) -> str:
     return next((name for name, known in table.items() if known == path), path)
 
 
-def of_python(model: BaseModel, method: Method, score: Score, loop: Any) -> dict[str, Any]:
+def of_reward(reward: Any) -> dict[str, Any]:
+    """A reward's name and fields; those of the function, where it is a plain one."""
+    inner = getattr(reward, "function", reward)
+    return described(inner, name_of(inner, REWARDS))
+
+
+def of_python(model: BaseModel, method: Method, score: Score, loop: Any, watch: Any = None) -> dict[str, Any]:
     """The configuration of a run that was started from Python, the same as the command line's where its parts tell.
 
     `loop` is a loop.Loop. A model tells by `options`, the dataclass that it was loaded from; a score by `reward`,
-    `cameras`, `noise` and `background`, as rewards.score.Scorer does.
+    `cameras`, `noise` and `background`, as rewards.score.Scorer does; a watcher by `recorded()`.
     """
     config: dict[str, Any] = {"method": described(method, name_of(method, METHODS)), "loop": described(loop)}
     if getattr(model, "options", None) is not None:
         config["model"] = described(model.options, name_of(model.options, MODELS))
     reward = getattr(score, "reward", None)
     if reward is not None:
-        inner = getattr(reward, "function", reward)  # of a reward that is a plain function
-        config["reward"] = described(inner, name_of(inner, REWARDS))
+        config["reward"] = of_reward(reward)
     if is_dataclass(getattr(score, "cameras", None)):
         config["cameras"] = described(score.cameras)
+    if hasattr(watch, "recorded"):
+        config["watch"] = watch.recorded()
     return config | {name: getattr(score, name) for name in ("noise", "background") if hasattr(score, name)}

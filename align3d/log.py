@@ -212,7 +212,7 @@ class Progress:
         show: False shows nothing.
         every: Seconds between plain lines, at least; the first and the last update always get one.
         stream: A text stream; None is standard error.
-        minutes: Of updates in this start, after which the run ends whatever `total` says; 0 is no limit.
+        minutes: Of updates, after which the run ends whatever `total` says; 0 is no limit.
     """
 
     def __init__(

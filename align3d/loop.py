@@ -71,7 +71,7 @@ def fit(
     from align3d.config import of_python
 
     check(model, method, score, prompts, loop.group)
-    config = of_python(model, method, score, loop) if config is None else config
+    config = of_python(model, method, score, loop, watch) if config is None else config
     wanted = checkpoint.record(config, prompts, distributed.world())
     distributed.require_same(
         [wanted["config"], wanted["inputs"]],
@@ -108,6 +108,7 @@ def train(
         over = looks.over(metrics.rows) or distributed.anyone(loop.spent(metrics.rows))
         if over and out is not None:
             distributed.on_first(lambda: run.export(out))  # the run may have been killed before it could
+        bar.budget -= sum(row["seconds"] for row in metrics.rows)
         while done < loop.updates and not over:
             row = run.update(done)
             done += 1

@@ -136,7 +136,7 @@ def exhibits_of(evaluations: Mapping[str, Evaluation], most: int = 12, view: int
 def _stop_when(run: Run) -> str:
     """The condition that ends the run, if the configuration has one."""
     options = run.settings.get("watch")
-    return str(options.get("stop_when", "")) if isinstance(options, dict) else ""
+    return str(options.get("stop_when", "")) if isinstance(options, dict) and not options.get("go_on") else ""
 
 
 def _title(run: Run) -> str:

@@ -12,6 +12,7 @@ has against those is the floor. A look takes nothing from the training's randomn
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import operator
@@ -95,6 +96,7 @@ class Watch:
     size: int = 128  # side of a view in pixels
     features: str = "efficientnet"  # network for FID and diversity, by name; none = no FID, diversity of pixels
     stop_when: str = ""  # end training after a look with, for example, "fid > 40 or dnc < 0.8"; "" = never
+    go_on: bool = False  # train on after such a look; it only keeps the adapter out of best/
     best: str = ""  # reward whose highest value marks the adapter kept in best/; "" = the trained one
 
     def __post_init__(self) -> None:
@@ -109,7 +111,8 @@ class Watch:
         if each > VIEW_PIXELS or self.num * self.seeds * each > ALL_PIXELS:
             got = f"{self.num} x {self.seeds} samples of {self.views} views of {self.size} pixels"
             raise ValueError(f"watching {got} takes too much memory; lower watch.num, watch.views or watch.size")
-        parse(self.stop_when)
+        if self.go_on and not parse(self.stop_when):
+            raise ValueError("watch.go_on needs a watch.stop_when, for what to keep out of best/")
 
     @property
     def on(self) -> bool:
@@ -157,6 +160,7 @@ class Watch:
             cameras=evaluation_cameras(self.size, [(i + 0.5) * 360 / self.views for i in range(self.views)]),
             every=self.every,
             conditions=parse(self.stop_when),
+            go_on=self.go_on,
             best=best,
             batch_size=batch_size,
         )
@@ -198,7 +202,8 @@ class Watching:
     features: FeatureNetwork | None
     cameras: Cameras  # (1, V)
     every: int = 10
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[Condition, ...] = ()  # each keeps a look's adapter out of best/
+    go_on: bool = False  # whether to train on when one holds
     best: str = ""  # a reward; the trained one if empty
     batch_size: int = 8
     _base: Evaluation | None = field(default=None, repr=False)
@@ -231,6 +236,26 @@ class Watching:
                 f"set, else it is mostly bias; {prompts} prompts x {seeds} seeds x {views} views are "
                 f"{math.prod(counts)}: raise watch.num, watch.seeds or watch.views, or give --watch.features none"
             )
+
+    def recorded(self) -> dict[str, Any]:
+        """What config.json says of it: all that the columns depend on."""
+        from align3d.config import described, name_of, of_reward
+        from align3d.features import FEATURES
+
+        matrices = self.cameras.c2w.numpy(force=True).tobytes() + self.cameras.K.numpy(force=True).tobytes()
+        return {
+            "rewards": {name: of_reward(reward) for name, reward in self.rewards.items()},
+            "every": self.every,
+            "prompts": list(self.prompts),
+            "seeds": list(self.seeds),
+            "size": [self.cameras.height, self.cameras.width],
+            "cameras": hashlib.blake2b(matrices, digest_size=16).hexdigest(),
+            "features": None if self.features is None else described(self.features, name_of(self.features, FEATURES)),
+            "stop_when": " or ".join(map(str, self.conditions)),
+            "go_on": self.go_on,
+            "best": self.best,
+            "batch_size": self.batch_size,
+        }
 
     def due(self, done: int, last: int) -> bool:
         """Whether to look after so many updates, of `last` in all."""
@@ -313,7 +338,7 @@ class Watching:
         seen = self.measured(model, self.seeds)
         numbers = self.numbers(seen)
         row = {f"{COLUMN}{name}": value for name, value in numbers.items()}
-        if self.stops(row) is None:
+        if self.broken(row) is None:
             self.keep(done, model, numbers)
         return row | {"seconds_watch": time.perf_counter() - begun}
 
@@ -338,7 +363,11 @@ class Watching:
         return found | {f"{name}_error": error for name, error in errors.items() if error is not None}
 
     def stops(self, row: Mapping[str, Any]) -> Condition | None:
-        """The first condition that a row meets, of those that end the run."""
+        """The condition with which a row ends the run."""
+        return None if self.go_on else self.broken(row)
+
+    def broken(self, row: Mapping[str, Any]) -> Condition | None:
+        """The first condition that a row meets."""
         numbers = {name.removeprefix(COLUMN): value for name, value in row.items() if name.startswith(COLUMN)}
         return next((condition for condition in self.conditions if condition.holds(numbers)), None)
 

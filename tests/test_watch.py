@@ -24,8 +24,9 @@ from user_parts import Picky, ToyModel, redness
 from align3d import samples
 from align3d.commands.earlier import model_of
 from align3d.commands.train import Train, run
+from align3d.config import of_python
 from align3d.evaluate import Evaluation, change, evaluate, evaluation_cameras
-from align3d.log import read_metrics
+from align3d.log import plain, read_metrics
 from align3d.loop import Loop, fit
 from align3d.methods.nabla import Nabla
 from align3d.metrics import diversity, frechet_distance, jackknife_error, leave_out
@@ -208,6 +209,32 @@ def test_a_condition_ends_the_run(start, capsys):
     assert "ended after update 4 of 12" in capsys.readouterr().err and result(out) == before
     start("run", replace(stop, stop_when=""), replace(loop, updates=6), resume=True)
     assert len(rows(out)) == 6 and "ended" not in capsys.readouterr().err
+
+
+def test_a_condition_may_only_keep_looks_out_of_best(start, capsys):
+    free = start("free")
+    limit = seen(free, "redness")[2] + 1e-6
+    out = start("run", replace(WATCH, stop_when=f"redness > {limit}", go_on=True))
+    assert adapter(out / "adapter") == adapter(free / "adapter") and len(rows(out)) == 4
+    assert (best(free)["step"], best(out)["step"]) == (4, 2) and "ended" not in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"watch\.go_on needs a watch\.stop_when"):
+        Watch(rewards=("dnc",), go_on=True)
+
+
+def test_options_of_watching_without_anything_to_watch_are_refused(start, tmp_path):
+    with pytest.raises(ValueError, match="nothing to watch; give --watch REWARD"):
+        start(watch=Watch(every=2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_from_python_says_what_it_watched(tmp_path):
+    watching = Watching(tmp_path, ("a", "b"), (0, 1), {"redness": as_reward(redness)}, None, evaluation_cameras(8))
+    config = of_python(FakeModel(), Nabla(), lambda *_: 0, LOOP, watching)["watch"]
+    assert config["rewards"] == {"redness": {"name": "user_parts:redness"}} and config["seeds"] == [0, 1]
+    other = replace(watching, cameras=evaluation_cameras(8, [0.0]), conditions=parse("redness < 0.5 or diversity > 1"))
+    assert other.recorded()["cameras"] != config["cameras"]
+    assert parse(other.recorded()["stop_when"]) == other.conditions
+    json.dumps(plain(config))
 
 
 def test_a_run_whose_first_look_ends_it_has_no_best(start, capsys):

@@ -77,6 +77,8 @@ def run(
     config |= {"loop": asdict(loop), "cameras": asdict(cameras)}
     config |= {"noise": options.noise, "background": options.background}
     watching = None
+    if watch is not None and not watch.on and watch != type(watch)():
+        raise ValueError("there are options of watching, but nothing to watch; give --watch REWARD, or drop them")
     if watch is not None and watch.on:
         config["watch"] = asdict(watch)
         watching = watch.plan(options.out, names["reward"], score.reward, load_part, read_prompts, loop.batch_size)
