@@ -39,6 +39,7 @@ def write_evaluation(
     evaluations: Mapping[str, Evaluation],
     trained: Mapping[str, str | None],
     about: Mapping[str, Any],
+    paths: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Writes the page of an evaluation; an older one is replaced.
 
@@ -48,6 +49,8 @@ def write_evaluation(
         evaluations: Model -> its samples with pictures, the base first.
         trained: Tuned model -> the reward that it was trained on, as far as known.
         about: What was measured, as evaluation.json has it.
+        paths: Run -> those of the tuned models that are its checkpoints, in the order of training; a model that is in
+            none is a run of its own.
     """
     base, *tuned = results
     title = f"Model {_model(about)}: the base" + (f" and {_count(len(tuned), 'tuned model')}" if tuned else "")
@@ -58,7 +61,7 @@ def write_evaluation(
         h("p", f"{_protocol(seen, about)} All intervals are 95 %, over prompts.", class_="lead"),
         h("div", h("div", _numbers(results, trained), class_="panel"), class_="panels"),
         h("p", READ, class_="note") if base.fid is not None else None,
-        _scatter(results),
+        _scatter(results, paths or {}),
         _changes(tuned),
         _pictures(evaluations),
         _prompts(results, seen.prompts),
@@ -161,13 +164,17 @@ def _numbers(results: Sequence[Result], trained: Mapping[str, str | None]) -> Ht
     return h("table", head, h("tbody", *rows), class_="numbers")
 
 
-def _scatter(results: Sequence[Result]) -> Html | None:
-    """Each reward against FID: a line from the base to every tuned model."""
+def _scatter(results: Sequence[Result], paths: Mapping[str, Sequence[str]]) -> Html | None:
+    """Each reward against FID: a line from the base through the checkpoints of every run."""
     base, *tuned = results
     if base.fid is None or not tuned:
         return None
-    start = Point(0, 0.0, 0.0, base.numbers)
-    curves = [Curve(r.name, 0, (start, Point(1, 0.0, 0.0, r.numbers))) for r in tuned]
+    numbers = {result.name: result.numbers for result in results}
+    single = {name: [name] for name in numbers if name != base.name and not any(name in p for p in paths.values())}
+    curves = [
+        Curve(run, 0, tuple(Point(i, 0.0, 0.0, numbers[name]) for i, name in enumerate((base.name, *names))))
+        for run, names in {**paths, **single}.items()
+    ]
     charts = [(name, curves_chart(curves, name, "fid")) for name in base.rewards]
     panels = [h("div", chart, class_="panel") for _, chart in charts if chart]
     return join(h("h2", "Reward against FID"), h("div", *panels, class_="panels")) if panels else None

@@ -98,7 +98,7 @@ class Peers:
                 value = read(store, f"align3d/beat/{neighbour}")
                 if value != seen or read(store, f"align3d/left/{neighbour}"):
                     seen, since = value, now
-                if now - since > SILENT:
+                if now - since > (SILENT if seen else JOIN):  # a process that has yet to load its packages is slow
                     store.add("align3d/failed", 1)
                 bad = store.add("align3d/failed", 0) > 0
             except RuntimeError:  # whoever kept the store has ended

@@ -65,6 +65,7 @@ def test_base_and_runs_side_by_side(here, capsys):
     assert "### mine:redness" in text and all(prompt in text for prompt in PROMPTS)
     page = (here / "out/report.html").read_text()
     assert page.count("<img") == 4 * 5 and "the floor" in page and "early" in page
+    assert "run ends with" in page and "file ends with" in page and "early ends with" not in page  # one line for a run
 
 
 def test_the_numbers_are_those_of_the_library(here, capsys):

@@ -40,6 +40,13 @@ class Tuned:
         return self.folder / ("adapter_model.safetensors" if self.step is None else "state.safetensors")
 
     @property
+    def home(self) -> Path:
+        """The folder of the run that it is a checkpoint or the newest adapter of; of any other adapter, its own."""
+        if self.step is not None:
+            return self.folder.parent.parent
+        return self.folder.parent if self.folder.name == "adapter" else self.folder
+
+    @property
     def trained_on(self) -> str | None:
         """The reward that it was trained with, if that is known."""
         return self.run.part("reward")

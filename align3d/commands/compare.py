@@ -6,12 +6,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from align3d.commands import adapters
-from align3d.commands.judging import check_flags
+from align3d.commands.judging import Measuring
 from align3d.evaluate import spread
 from align3d.log import read_metrics
 
@@ -38,7 +38,7 @@ def first_run(args: Sequence[str]) -> Path | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
+class Compare(Measuring):
     """Compare runs at equal FID: their checkpoints measured, reward read off where they are as far from the base.
 
     Train with --loop.keep 0, so that all checkpoints are there. Runs that differ in their seed alone are a group, and
@@ -48,26 +48,14 @@ class Compare:
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # folders of runs
-    rewards: tuple[str, ...]  # rewards to measure, by name, with their default options; best not the trained one alone
     group: tuple[str, ...] = ("method.name",)  # fields of config.json that name a run's group, such as method.weight
     points: int = 6  # checkpoints of each run to measure, spread over it, the last one in; 0 = all
     levels: tuple[float, ...] = ()  # FIDs to compare at; none = four, from the floor to what all groups reach
-    prompts: Path = Path("heldout")  # text file, a prompt per line; train, heldout = lists of the embedded generator
-    max_prompts: int = 0  # use at most so many of the prompts, spread over the list; 0 = all
-    num: int = 4  # samples per prompt and checkpoint, with the seeds SEED, SEED + 1, ...; the paper has 32
-    seed: int = 1000  # first seed, 0 to 2^63 - 1; the FID's reference samples have the seeds after the last
-    views: int = 4  # cameras around each sample, 20 degrees above the horizon
-    size: int = 128  # side of a view in pixels, at most 8192
-    batch_size: int = 8  # samples at a time; more needs more memory
-    out: Path  # folder to write to: new, empty, or an earlier start of the same comparison
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
 
-    parts: ClassVar[dict[str, str | None]] = {"model": "embedded", "features": "efficientnet"}
     earlier: ClassVar[Any] = staticmethod(first_run)
-    many_processes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_flags(self)
+        super().__post_init__()
         if self.points < 0:
             raise ValueError(f"points must be at least 0, got {self.points}")
         if not all(math.isfinite(level) for level in self.levels):

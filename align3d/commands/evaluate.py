@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from align3d.commands import adapters
 from align3d.commands.flags import value_of
-from align3d.commands.judging import check_flags
+from align3d.commands.judging import Measuring
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,7 @@ def first_run(args: Sequence[str]) -> Path | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(Measuring):
     """Measure the base model and tuned ones: rewards, FID to the base, diversity; table and page.
 
     Every prompt is sampled with every seed by every model, with the same noise, and seen by the same cameras, none of
@@ -37,23 +38,8 @@ class Evaluate:
     """
 
     runs: tuple[str, ...] = ()  # NAME=RUN ..., NAME=RUN@UPDATE of a checkpoint, or NAME=FOLDER of an adapter
-    rewards: tuple[str, ...]  # rewards to measure, by name, with their default options; best not the trained one alone
-    prompts: Path = Path("heldout")  # text file, a prompt per line; train, heldout = lists of the embedded generator
-    max_prompts: int = 0  # use at most so many of the prompts, spread over the list; 0 = all
-    num: int = 4  # samples per prompt and model, with the seeds SEED, SEED + 1, ...; the paper has 32
-    seed: int = 1000  # first seed, 0 to 2^63 - 1; the FID's reference samples have the seeds after the last
-    views: int = 4  # cameras around each sample, 20 degrees above the horizon
-    size: int = 128  # side of a view in pixels, at most 8192
-    batch_size: int = 8  # samples at a time; more needs more memory
-    out: Path  # folder to write to: new, empty, or an earlier start of the same evaluation
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
 
-    parts: ClassVar[dict[str, str | None]] = {"model": "embedded", "features": "efficientnet"}
     earlier: ClassVar[Any] = staticmethod(first_run)
-    many_processes: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_flags(self)
 
 
 def run(options: Evaluate, *, names: dict[str, str], model: Any, features: Any) -> None:
@@ -71,6 +57,24 @@ def run(options: Evaluate, *, names: dict[str, str], model: Any, features: Any) 
         write(work, tuned, found)
 
 
+def paths_of(tuned: Sequence[Tuned]) -> dict[str, list[str]]:
+    """The runs of which several checkpoints are there, and the names of those in the order of training."""
+    found: dict[Path, list[Tuned]] = {}
+    for one in tuned:
+        found.setdefault(one.home, []).append(one)
+    paths = {home: ones for home, ones in found.items() if len(ones) > 1}
+    short = [home.name for home in paths]
+    return {
+        home.name if short.count(home.name) == 1 else str(home): [one.name for one in sorted(ones, key=order)]
+        for home, ones in paths.items()
+    }
+
+
+def order(one: Tuned) -> float:
+    """Its place along its run; the newest adapter, whose update has no number, is the last."""
+    return math.inf if one.step is None else one.step
+
+
 def write(work: Plan, tuned: Sequence[Tuned], found: dict[str, Evaluation]) -> None:
     """table.json, table.md and report.html, and the table on standard output."""
     from align3d.evaluation_report import write_evaluation
@@ -86,6 +90,6 @@ def write(work: Plan, tuned: Sequence[Tuned], found: dict[str, Evaluation]) -> N
     atomic_write(work.out / "table.json", json.dumps(table, ensure_ascii=False, indent=1) + "\n")
     atomic_write(work.out / "table.md", text)
     pictures = {name: found[name] for name in ("base", *trained)}
-    page = write_evaluation(work.out / "report.html", results, pictures, trained, work.about)
+    page = write_evaluation(work.out / "report.html", results, pictures, trained, work.about, paths_of(tuned))
     print(text.partition("\n## Prompts")[0])
     print(f"written: {page}", flush=True)

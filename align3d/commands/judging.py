@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.commands.flags import load_part
 from align3d.commands.inputs import MAX_SEED, check_pictures, check_range, read_prompts
@@ -31,32 +31,30 @@ SETS = "sets"
 EVERY = 10.0  # seconds between lines of progress
 
 
-@runtime_checkable
-class Measuring(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
     """The flags that both commands have."""
 
-    prompts: Path
-    max_prompts: int
-    rewards: tuple[str, ...]
-    num: int
-    seed: int
-    views: int
-    size: int
-    batch_size: int
-    out: Path
+    rewards: tuple[str, ...]  # rewards to measure, by name, with their default options; best not the trained one alone
+    prompts: Path = Path("heldout")  # text file, a prompt per line; train, heldout = lists of the embedded generator
+    max_prompts: int = 0  # use at most so many of the prompts, spread over the list; 0 = all
+    num: int = 4  # samples per prompt and model, with the seeds SEED, SEED + 1, ...; the paper has 32
+    seed: int = 1000  # first seed, 0 to 2^63 - 1; the FID's reference samples have the seeds after the last
+    views: int = 4  # cameras around each sample, 20 degrees above the horizon
+    size: int = 128  # side of a view in pixels, at most 8192
+    batch_size: int = 8  # samples at a time; more needs more memory
+    out: Path  # folder to write to: new, empty, or an earlier start of the same command
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
 
+    parts: ClassVar[dict[str, str | None]] = {"model": "embedded", "features": "efficientnet"}
+    many_processes: ClassVar[bool] = True
 
-def check_flags(options: Measuring) -> None:
-    """Refuse numbers that cannot be.
-
-    Raises:
-        ValueError: Names the flag.
-    """
-    for name, least in (("num", 1), ("views", 1), ("max_prompts", 0), ("batch_size", 1)):
-        if getattr(options, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}")
-    check_pictures(options.size, "views", options.views * options.batch_size)
-    check_range("seed", options.seed, 0, MAX_SEED - 2 * options.num)
+    def __post_init__(self) -> None:
+        for name, least in (("num", 1), ("views", 1), ("max_prompts", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_pictures(self.size, "views", self.views * self.batch_size)
+        check_range("seed", self.seed, 0, MAX_SEED - 2 * self.num)
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,6 @@ def plan(options: Measuring, names: dict[str, str], model: Any, features: Any, c
     from align3d.rewards.score import as_reward, check_prompts
     from align3d.sampleset import Grid
 
-    check_flags(options)
     prompts = read_prompts(options.prompts)
     if options.max_prompts:
         prompts = [prompts[i] for i in spread(len(prompts), options.max_prompts)]
