@@ -15,13 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import operator
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align3d.conditions import Condition, parse
 from align3d.log import WATCHED as COLUMN
 
 if TYPE_CHECKING:
@@ -35,51 +34,9 @@ if TYPE_CHECKING:
     from align3d.metrics import Reference
     from align3d.types import BaseModel, Cameras, Reward
 
-OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-CONDITION = re.compile(r"(\S+?)\s*(<=|>=|<|>)\s*(\S+)")
 MOST = 4096  # samples of a look; more would be an evaluation
 VIEW_PIXELS, ALL_PIXELS = 1 << 22, 1 << 29  # of one sample's views, and of all; they are in memory together
 FOLDER = "watch"  # in a run's folder
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A number, compared with a limit."""
-
-    name: str
-    op: str  # of OPERATORS
-    limit: float
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.op} {self.limit:g}"
-
-    def holds(self, numbers: Mapping[str, float]) -> bool:
-        """Whether it holds; not if the number is missing."""
-        return self.name in numbers and OPERATORS[self.op](numbers[self.name], self.limit)
-
-
-def parse(text: str) -> tuple[Condition, ...]:
-    """Conditions of which one is enough: "fid > 40 or dnc < 0.8"; none of an empty text.
-
-    Raises:
-        ValueError: If the text is something else, or a limit is no finite number.
-    """
-    found = []
-    for part in re.split(r"\s+or\s+", text.strip()) if text.strip() else []:
-        match = CONDITION.fullmatch(part.strip())
-        if match is None:
-            raise ValueError(
-                f'stop-when must be NAME < NUMBER, with <, <=, > or >=, several joined by "or"; got {part!r}'
-            )
-        name, op, number = match.groups()
-        try:
-            limit = float(number)
-        except ValueError:
-            limit = math.nan
-        if not math.isfinite(limit):
-            raise ValueError(f"stop-when must compare with a finite number, got {part!r}")
-        found.append(Condition(name, op, limit))
-    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -111,7 +68,8 @@ class Watch:
         if each > VIEW_PIXELS or self.num * self.seeds * each > ALL_PIXELS:
             got = f"{self.num} x {self.seeds} samples of {self.views} views of {self.size} pixels"
             raise ValueError(f"watching {got} takes too much memory; lower watch.num, watch.views or watch.size")
-        if self.go_on and not parse(self.stop_when):
+        conditions = parse(self.stop_when)
+        if self.go_on and not conditions:
             raise ValueError("watch.go_on needs a watch.stop_when, for what to keep out of best/")
 
     @property

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align3d.charts import curves_chart, line_chart, number
+from align3d.conditions import parse
 from align3d.log import WATCHED
 from align3d.matched import Curve, Point
 from align3d.page import Html, h, join
 from align3d.runs import is_number
-from align3d.watch import parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -29,7 +29,7 @@ LAYERS = [
     ["features"],
     ["methods"],
     ["peers"],
-    ["log", "distributed", "interrupts", "timing", "metrics"],
+    ["log", "distributed", "interrupts", "timing", "metrics", "conditions"],
     ["checkpoint", "config", "looks"],
     ["trainer"],
     ["loop"],
@@ -51,6 +51,7 @@ ELSEWHERE = {
     "RasterConfig": "scenes/raster",
     "Run": ".",
     "Loop": ".",
+    "Measuring": "commands",
     "Evaluate": "commands",
     "Compare": "commands",
 }  # configurations that are read outside their own file
@@ -173,7 +174,8 @@ def test_every_option_says_what_it_does():
     silent = []
     for path in option_classes():
         part = registry.load({}, path)
-        lines = Path(sys.modules[part.__module__].__file__).read_text(encoding="utf-8").splitlines()
+        files = [Path(sys.modules[base.__module__].__file__) for base in part.__mro__[:-1]]
+        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
         for field in dataclasses.fields(part):
             declared = [i for i, line in enumerate(lines) if re.match(rf"    {field.name}: ", line)]
             if not any("#" in lines[i] or '"""' in lines[i + 1] for i in declared):

@@ -24,6 +24,7 @@ from user_parts import Picky, ToyModel, redness
 from align3d import samples
 from align3d.commands.earlier import model_of
 from align3d.commands.train import Train, run
+from align3d.conditions import Condition, parse
 from align3d.config import of_python
 from align3d.evaluate import Evaluation, change, evaluate, evaluation_cameras
 from align3d.log import plain, read_metrics
@@ -33,7 +34,7 @@ from align3d.metrics import diversity, frechet_distance, jackknife_error, leave_
 from align3d.models.lora import adapter_folder
 from align3d.rewards.score import as_reward
 from align3d.scenes.cameras import CameraSampling
-from align3d.watch import Condition, Watch, Watching, best, known, parse
+from align3d.watch import Watch, Watching, best, known
 
 PROMPTS = ["a red cube", "a longer prompt of a blue ball", "a cone"]
 LOOP = Loop(updates=4, batch_size=2, checkpoint_every=2, learning_rate=0.02, warmup=0)

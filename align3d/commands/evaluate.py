@@ -72,7 +72,7 @@ def paths_of(tuned: Sequence[Tuned]) -> dict[str, list[str]]:
 
 def order(one: Tuned) -> float:
     """Its place along its run; the newest adapter, whose update has no number, is the last."""
-    return math.inf if one.step is None else one.step
+    return math.inf if one.step is None else float(one.step)
 
 
 def write(work: Plan, tuned: Sequence[Tuned], found: dict[str, Evaluation]) -> None:
