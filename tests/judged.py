@@ -7,11 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
+from command_checks import MINE
+
 from align3d.cli import main
 
 PROMPTS = ("a red cube", "a long prompt of a blue ball", "some lamp", "a green mug")
 PARTS = (
-    (Path(__file__).with_name("user_parts.py")).read_text(encoding="utf-8")
+    MINE
     + '''
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import shutil
 import sys
 
 import pytest
+from command_checks import contents, refused
 from judged import MEASURE, copy, furnish, table, train
-from test_cli import contents, refused
 
 from align3d import samples
 from align3d.cli import main

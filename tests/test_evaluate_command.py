@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
+from command_checks import contents, refused
 from judged import MEASURE, PROMPTS, copy, furnish, table, train
-from test_cli import contents, refused
 from tiny_model import write_checkpoint
 
 from align3d import distributed, samples
