@@ -29,7 +29,7 @@ READ = (
 )
 EQUAL = (
     "Best {of} on a run's path, from the base through its checkpoints, with {by} at most the level: mean over the runs "
-    "of a group, 95 % t-intervals over their training seeds. Unspent: runs that end below the level."
+    "of a group, 95 % intervals over their training seeds and over prompts. Unspent: runs that never reach the level."
 )
 
 
@@ -209,21 +209,22 @@ def _matched(table: Matched, curves: Sequence[Curve], first: bool) -> Html:
     by, unspent = WORDS.get(table.by, table.by), any(row.short for row in table.rows)
     rows = []
     for row in table.rows:
-        span = "n/a" if row.low is None else f"{number(row.low)} to {number(row.high)}"
         values = {
             f"{by} at most": number(row.level),
             table.of: number(row.value),
-            "95 % interval": span,
+            "95 % over runs": _span(row.low, row.high),
+            "over prompts": _span(*(row.prompts or (None, None))),
             "runs": str(row.seeds),
         }
         if unspent:
             values["unspent"] = str(row.short)
         cells = [
-            h("td", h("span", value), data_label=label, class_="range" if "interval" in label else None)
+            h("td", h("span", value), data_label=label, class_="range" if "over" in label else None)
             for label, value in values.items()
         ]
         rows.append(h("tr", h("th", row.group, scope="row"), *cells))
-    heads = ["", f"{by} at most", table.of, "95 % interval", "runs", *(["unspent"] if unspent else [])]
+    heads = ["", f"{by} at most", table.of, "95 % over runs", "over prompts", "runs"]
+    heads += ["unspent"] if unspent else []
     level = h(
         "table", h("thead", h("tr", *[h("th", t, scope="col") for t in heads])), h("tbody", *rows), class_="numbers"
     )
@@ -244,10 +245,15 @@ def _matched(table: Matched, curves: Sequence[Curve], first: bool) -> Html:
     )
 
 
+def _span(low: float | None, high: float | None, sign: bool = False) -> str:
+    return "n/a" if low is None or high is None else f"{number(low, sign)} to {number(high, sign)}"
+
+
 def _difference(d: Difference, by: str) -> Html:
     """Two groups at a level, in words."""
-    span = "" if d.low is None else f", 95 % interval {number(d.low, True)} to {number(d.high, True)}"
-    sure = "" if d.low is None else " (apart)" if d.certain else " (not apart)"
+    span = "" if d.low is None else f", 95 % {_span(d.low, d.high, True)} over runs"
+    span += "" if d.prompts is None else f", {_span(*d.prompts, True)} over prompts"
+    sure = "" if d.low is None else " (sure)" if d.certain else " (not sure)"
     what = f"{by} {number(d.level)}: {d.group} {MINUS} {d.against}"
     return h("li", f"{what} = {number(d.change, sign=True)}{span}{sure}")
 

@@ -1,8 +1,13 @@
 """Reward at equal forgetting: runs compared where they have paid the same, not where they happened to stop.
 
 Raw reward lets the hackers win: whoever trains longest or hardest has the highest. So every run is evaluated at several
-of its checkpoints, which gives a path from the base model to where training ended, and runs are compared where their
-paths meet one level of the Frechet distance (or of seconds, or of evaluations of the network).
+of its checkpoints, which gives a path from the base model to where training ended, and runs are compared where they are
+best without being farther from the base than one level of the Frechet distance (or without having taken more seconds,
+or evaluations of the network).
+
+Between checkpoints a path is straight in the reward and in the root of the distance above the floor: the Frechet
+distance is a square, so that a model which moves evenly pays it slowly at first. Straight in the distance itself, a run
+with long segments would seem worse than it is.
 
 Source: the protocol is that of the Nabla-R2D3 paper, Table 5, which picks the checkpoints of nearest FID by hand.
 """
@@ -16,6 +21,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.evaluate import number
+from align3d.intervals import jackknife_interval, mean_interval, t_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 
 LEVELS = 4  # compared by default
 COUNTERS = ("step", "seconds", "evaluations")  # what a point has besides its measured numbers
+SQUARED = ("fid",)  # squared distances from the base model
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Place:
 
     value: float  # of what was asked for
     numbers: dict[str, float]  # every counter and number there, interpolated
-    short: bool  # whether the run ends below the level: it could have gone on
+    short: bool  # whether no checkpoint of the run is above the level: it could have gone on
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ class Row:
     error: float | None  # standard error over the runs; None with one
     low: float | None  # 95 % t-interval over the runs
     high: float | None
+    prompts: tuple[float, float] | None = None  # 95 % interval over prompts: jackknife over blocks of them
     numbers: dict[str, float] = field(default_factory=dict)  # means of the other numbers at the same places
 
 
@@ -106,13 +114,17 @@ class Difference:
     paired: bool  # seed by seed; else as two independent groups
     change: float
     error: float | None  # None with one run
-    low: float | None  # 95 % t-interval
+    low: float | None  # 95 % t-interval over the runs
     high: float | None
+    prompts: tuple[float, float] | None = None  # 95 % interval over prompts: jackknife over blocks of them
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether the interval over the runs leaves out 0, and so does that over prompts, if there is one."""
+        if self.low is None or self.high is None:
+            return False
+        spans = [(self.low, self.high), *([self.prompts] if self.prompts is not None else [])]
+        return all(low > 0 for low, _ in spans) or all(high < 0 for _, high in spans)
 
 
 @dataclass(frozen=True)
@@ -135,30 +147,31 @@ class Matched:
         Args:
             numbers: Others to show beside, such as "dnc", "clip", "diversity" or "seconds".
         """
-        titles = [f"{self.by} at most", "", "runs", self.of, "95 % interval", *numbers, "unspent"]
-        lines = [_cells(titles), "|--:|---|--:|--:|:-:|" + "--:|" * len(numbers) + "---|"]
+        titles = [f"{self.by} at most", "", "runs", self.of, "95 % over runs", "over prompts", *numbers, "unspent"]
+        lines = [_cells(titles), "|--:|---|--:|--:|:-:|:-:|" + "--:|" * len(numbers) + "---|"]
         for row in self.rows:
-            cells = [number(row.level), row.group, str(row.seeds), number(row.value), _interval(row, row.value)]
+            cells = [number(row.level), row.group, str(row.seeds), number(row.value), *_intervals(row, row.value)]
             cells += [number(row.numbers.get(name)) for name in numbers]
             lines.append(_cells([*cells, f"{row.short} of {row.seeds}" if row.short else ""]))
         if self.differences:
-            lines += ["", _cells([f"{self.by} at most", f"difference in {self.of}", "", "95 % interval", "apart"])]
-            lines.append("|--:|---|--:|:-:|---|")
+            titles = [f"{self.by} at most", f"difference in {self.of}", "", "95 % over runs", "over prompts", "sure"]
+            lines += ["", _cells(titles), "|--:|---|--:|:-:|:-:|---|"]
         for d in self.differences:
             name, sure = f"{d.group} - {d.against}", "yes" if d.certain else "no" if d.low is not None else ""
-            lines.append(_cells([number(d.level), name, number(d.change, True), _interval(d, d.change, True), sure]))
-        note = f"Best {self.of} on a run's path with {self.by} at most the level; means and t-intervals over training"
-        note += " seeds, differences paired by seed where the seeds agree. Unspent: runs that end below the level."
+            lines.append(_cells([number(d.level), name, number(d.change, True), *_intervals(d, d.change, True), sure]))
+        note = f"Best {self.of} on a run's path with {self.by} at most the level; means over training seeds,"
+        note += " differences paired by seed where the seeds agree. Unspent: runs that never reach the level."
+        note += " Sure: both intervals leave out 0."
         return "\n".join([*lines, "", note, ""])
 
 
 def place(curve: Curve, by: str, level: float | int, of: str, rule: Rule = "best") -> Place | None:
     """Where a run is best without having paid more than a level; None if all of it, the base model too, is above.
 
-    A run is the piecewise linear path through its checkpoints. With `rule="best"` it is the best place of the whole
-    path where `by` is at most the level, the earliest of equals: what a user gets who keeps checkpoints and chooses
-    one under a limit. It never falls as the level rises. With "first" it is where the path first rises above the
-    level, or its end.
+    A run is the path through its checkpoints; see the top for what is straight between them. With `rule="best"` it is
+    the best place of the whole path where `by` is at most the level, the earliest of equals: what a user gets who keeps
+    checkpoints and chooses one under a limit. It never falls as the level rises. With "first" it is where the path
+    first rises above the level, or its end.
 
     Best is the default for what it asks, and because a first crossing means nothing near the base model, where the
     distance goes up and down by as much as it grows: a run that hovers there has crossed before it learnt anything,
@@ -179,7 +192,7 @@ def place(curve: Curve, by: str, level: float | int, of: str, rule: Rule = "best
     """
     paid, value = curve.column(by), curve.column(of)
     candidates: list[tuple[float, int, float]] = []  # value, segment, where on it in [0, 1]
-    for i, u in _feasible(paid, float(level), stop=rule == "first"):
+    for i, u in _feasible(*evenly(by, paid, level), stop=rule == "first"):
         candidates.append((_mix(value, i, u), i, u))
     if not candidates:
         return None
@@ -187,8 +200,15 @@ def place(curve: Curve, by: str, level: float | int, of: str, rule: Rule = "best
     best, i, u = candidates[-1] if rule == "first" else max(candidates, key=lambda c: c[0])
     names = dict.fromkeys((*COUNTERS, *(name for point in curve.points for name in point.numbers)))
     columns = {name: [point[name] for point in curve.points] for name in names}
-    numbers = {name: _mix(column, i, u) for name, column in columns.items()}
+    numbers = {name: _mix(column, i, u, name in SQUARED) for name, column in columns.items()}
     return Place(best, numbers, short=max(paid) < level)
+
+
+def crossing(curve: Curve, by: str, level: float | int) -> tuple[int, float] | None:
+    """Where a path first rises above a level: the checkpoint before, and how far on towards the next, in [0, 1)."""
+    paid, limit = evenly(by, curve.column(by), level)
+    found = [(i, (limit - a) / (b - a)) for i, (a, b) in enumerate(itertools.pairwise(paid)) if a <= limit < b]
+    return found[0] if found else None
 
 
 def at(curve: Curve, by: str, level: float | int, of: str, rule: Rule = "best") -> float:
@@ -204,8 +224,9 @@ def matched(
     levels: Sequence[float | int] | None = None,
     against: str | None = None,
     rule: Rule = "best",
+    without: Sequence[Sequence[Curve]] = (),
 ) -> Matched:
-    """Groups of runs compared at equal `by`, with intervals over their seeds.
+    """Groups of runs compared at equal `by`, with intervals over their seeds and over prompts.
 
     Args:
         curves: Runs, of any number of groups.
@@ -214,6 +235,8 @@ def matched(
         levels: Of `by`; None takes `default_levels`.
         against: The group that all others are compared with; None compares all pairs.
         rule: See `place`.
+        without: For each of a few blocks of prompts, the same runs measured without it; none gives no intervals over
+            prompts. What the level is above the base model's own `by` is the same without each block.
 
     Raises:
         ValueError: If there are no runs, a group has a seed twice, `against` is no group, a level is not finite, or a
@@ -228,7 +251,8 @@ def matched(
     rows, differences = [], []
     for level in chosen:
         places = {name: [place(c, by, level, of, rule) for c in runs] for name, runs in groups.items()}
-        here = [_row(level, name, found) for name, found in places.items()]
+        blocks = [_means(curves, part, by, level, of, rule) for part in without]
+        here = [_row(level, name, found, [block.get(name) for block in blocks]) for name, found in places.items()]
         here.sort(key=lambda row: -math.inf if row.value is None else row.value, reverse=True)
         rows += here
         values = {  # of the groups that have one, best first
@@ -239,7 +263,9 @@ def matched(
         pairs = itertools.combinations(values, 2)
         if against is not None:
             pairs = ((name, against) for name in values if name != against and against in values)
-        differences += [_difference(level, a, b, values[a], values[b]) for a, b in pairs]
+        for a, b in pairs:
+            parts = [None if a not in block or b not in block else block[a] - block[b] for block in blocks]
+            differences.append(_difference(level, a, b, values[a], values[b], parts))
     return Matched(of, by, chosen, tuple(rows), tuple(differences))
 
 
@@ -280,34 +306,6 @@ def default_levels(curves: Sequence[Curve], by: str = "fid") -> tuple[float, ...
     return tuple(sorted({*even, high} | ({least} if least > low else set())))
 
 
-def t_quantile(df: int, level: float = 0.95) -> float:
-    """Half the width of a central interval of Student's t: t with P(|T| < t) = level.
-
-    Args:
-        df: Degrees of freedom, 1 or more.
-        level: In (0, 1).
-
-    Source: the finite series of Abramowitz & Stegun 26.7.3 and 26.7.4, by bisection over the angle atan(t / sqrt(df)).
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(df, middle) < level else (low, middle)
-    return math.sqrt(df) * math.tan((low + high) / 2)
-
-
-def _t_within(df: int, angle: float) -> float:
-    """P(|T| < sqrt(df) tan(angle))."""
-    odd, c2 = df % 2, math.cos(angle) ** 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for k in range(2 if odd else 1, df, 2):  # k is the numerator of the factor that makes the next term
-        total += term
-        term *= c2 * k / (k + 1)
-    if odd:
-        return 2 / math.pi * (angle + math.sin(angle) * total)
-    return math.sin(angle) * total
-
-
 def _feasible(paid: Sequence[float], level: float, stop: bool) -> Iterator[tuple[int, float]]:
     """The ends, as (segment, fraction), of the pieces of a path where `paid` is at most the level, in order.
 
@@ -329,14 +327,48 @@ def _feasible(paid: Sequence[float], level: float, stop: bool) -> Iterator[tuple
             yield i, 1.0
 
 
-def _mix(values: Sequence[float], i: int, u: float) -> float:
+def evenly(by: str, paid: Sequence[float], level: float | int) -> tuple[list[float], float]:
+    """What was paid along a run, and a level of it, such that even steps of the model cost the same."""
+    if by not in SQUARED:
+        return list(paid), float(level)
+    return [_root(value - paid[0]) for value in paid], _root(level - paid[0])
+
+
+def _root(x: float) -> float:
+    """The root, with the sign of x: by chance, a distance may be below the floor."""
+    return math.copysign(math.sqrt(abs(x)), x)
+
+
+def _mix(values: Sequence[float], i: int, u: float, squared: bool = False) -> float:
     """A number at a place; exactly the checkpoint's where it is one."""
     if u == 0 or len(values) == 1:
         return values[i]
-    return values[i + 1] if u == 1 else values[i] + u * (values[i + 1] - values[i])
+    if u == 1:
+        return values[i + 1]
+    if squared:
+        a, b = (_root(value - values[0]) for value in values[i : i + 2])
+        root = a + u * (b - a)
+        return values[0] + root * abs(root)
+    return values[i] + u * (values[i + 1] - values[i])
 
 
-def _row(level: float, group: str, places: Sequence[Place | None]) -> Row:
+def _means(
+    curves: Sequence[Curve], without: Sequence[Curve], by: str, level: float, of: str, rule: Rule
+) -> dict[str, float]:
+    """The mean of each group at a level, measured without a block of prompts; left out where a run has no place."""
+    found: dict[str, list[Place | None]] = {}
+    for whole, part in zip(curves, without, strict=True):
+        shifted = level + part.points[0][by] - whole.points[0][by]
+        found.setdefault(whole.group, []).append(place(part, by, shifted, of, rule))
+    return {name: fmean(p.value for p in places if p) for name, places in found.items() if all(places)}
+
+
+def _over_prompts(value: float | None, without: Sequence[float | None]) -> tuple[float, float] | None:
+    known = [one for one in without if one is not None]
+    return jackknife_interval(value, known) if value is not None and len(known) == len(without) else None
+
+
+def _row(level: float, group: str, places: Sequence[Place | None], without: Sequence[float | None]) -> Row:
     found = [p for p in places if p is not None]
     short = sum(p.short for p in found)
     if len(found) < len(places):  # a mean over the lucky ones would not be of the group
@@ -344,39 +376,32 @@ def _row(level: float, group: str, places: Sequence[Place | None]) -> Row:
     names = dict.fromkeys(name for p in found for name in p.numbers)
     means = {name: fmean(p.numbers.get(name, math.nan) for p in found) for name in names}
     means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-    return Row(level, group, len(places), short, *_mean([p.value for p in found]), numbers=means)
+    value, *spread = mean_interval([p.value for p in found])
+    return Row(level, group, len(places), short, value, *spread, _over_prompts(value, without), means)
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float | None, float | None, float | None]:
-    """Mean, its standard error, and the t-interval; the latter three None for one value."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return mean, None, None, None
-    error = stdev(values) / math.sqrt(len(values))
-    half = t_quantile(len(values) - 1) * error
-    return mean, error, mean - half, mean + half
-
-
-def _difference(level: float, a: str, b: str, x: dict[int, float], y: dict[int, float]) -> Difference:
-    """One group minus another, from the values of each seed."""
-    if x.keys() == y.keys():
-        return Difference(level, a, b, True, *_mean([x[seed] - y[seed] for seed in x]))
+def _difference(
+    level: float, a: str, b: str, x: dict[int, float], y: dict[int, float], without: Sequence[float | None]
+) -> Difference:
+    """One group minus another, from the values of each seed, and from the means without each block of prompts."""
     change = fmean(x.values()) - fmean(y.values())
+    prompts = _over_prompts(change, without)
+    if x.keys() == y.keys():
+        return Difference(level, a, b, True, *mean_interval([x[seed] - y[seed] for seed in x]), prompts)
     if min(len(x), len(y)) < 2:
-        return Difference(level, a, b, False, change, None, None, None)
+        return Difference(level, a, b, False, change, None, None, None, prompts)
     # Welch: the variances need not be equal. The degrees of freedom are rounded down, to the wider interval.
     parts = [(stdev(v.values()) ** 2 / len(v), len(v) - 1) for v in (x, y)]
     total = sum(v for v, _ in parts)
     df = math.floor(total**2 / sum(v**2 / n for v, n in parts)) if total else min(n for _, n in parts)
     half = t_quantile(max(df, 1)) * math.sqrt(total)
-    return Difference(level, a, b, False, change, math.sqrt(total), change - half, change + half)
+    return Difference(level, a, b, False, change, math.sqrt(total), change - half, change + half, prompts)
 
 
-def _interval(row: Row | Difference, like: float | None, sign: bool = False) -> str:
-    """An interval in words, with the decimals of the number it belongs to."""
-    if row.low is None or row.high is None:
-        return ""
-    return f"{number(row.low, sign, like)} to {number(row.high, sign, like)}"
+def _intervals(row: Row | Difference, like: float | None, sign: bool = False) -> Iterator[str]:
+    """The intervals over runs and over prompts in words, with the decimals of the number they belong to."""
+    for low, high in ((row.low, row.high), row.prompts or (None, None)):
+        yield "" if low is None or high is None else f"{number(low, sign, like)} to {number(high, sign, like)}"
 
 
 def _cells(cells: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
 BLOCKS = 10  # of the jackknife
@@ -49,7 +49,7 @@ def _root(x: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
     return torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred
 
 
-def leave_out(a: Float[Tensor, "P n d"], b: Float[Tensor, "P m d"], blocks: int = BLOCKS) -> Float[Tensor, "G"]:
+def leave_out(a: Float[Tensor, "P n d"], b: Float[Tensor, "P m d"], blocks: int = BLOCKS) -> list[float]:
     """The Frechet distances without one block of prompts and then the next, left out of both sets.
 
     The bootstrap would not do: images that it draws twice make the covariances smaller, which the distance takes for a
@@ -61,20 +61,16 @@ def leave_out(a: Float[Tensor, "P n d"], b: Float[Tensor, "P m d"], blocks: int 
         blocks: How many to form, at most P.
 
     Returns:
-        One distance per block, float64; none with fewer than two prompts.
+        One distance per block; none with fewer than two prompts.
     """
-    P = len(a)
-    G = min(blocks, P) if P > 1 else 0
-    block = torch.arange(P) * G // P
-    kept = [block != g for g in range(G)]
-    values = [frechet_distance(a[keep].flatten(0, 1), b[keep].flatten(0, 1)) for keep in kept]
-    return torch.tensor(values, dtype=torch.float64)
+    return [frechet_distance(a[keep].flatten(0, 1), b[keep].flatten(0, 1)) for keep in without_blocks(len(a), blocks)]
 
 
-def jackknife_error(values: Float[Tensor, "G"]) -> float | None:
-    """Standard error of a statistic from its values without each block; None with fewer than two blocks."""
-    G = len(values)
-    return float(((G - 1) / G * (values - values.mean()).square().sum()).sqrt()) if G > 1 else None
+def without_blocks(prompts: int, blocks: int = BLOCKS) -> list[Bool[Tensor, "P"]]:
+    """Which of the prompts are left without one block and then the next; none with fewer than two prompts."""
+    G = min(blocks, prompts) if prompts > 1 else 0
+    block = torch.arange(prompts) * G // prompts
+    return [block != g for g in range(G)]
 
 
 class Reference:
@@ -90,12 +86,12 @@ class Reference:
     def __init__(self, features: Float[Tensor, "P n d"], base: Float[Tensor, "P m d"]):
         self.features, self.base = features, base
 
-    def distance(self, features: Float[Tensor, "P m d"]) -> tuple[float, Float[Tensor, "G"]]:
+    def distance(self, features: Float[Tensor, "P m d"]) -> tuple[float, list[float]]:
         """The distance of a set to this one, and without each block of prompts."""
         return frechet_distance(features.flatten(0, 1), self.features.flatten(0, 1)), leave_out(features, self.features)
 
     @functools.cached_property
-    def floor(self) -> tuple[float, Float[Tensor, "G"]]:
+    def floor(self) -> tuple[float, list[float]]:
         """The distance of the base model's set."""
         return self.distance(self.base)
 

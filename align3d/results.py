@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from align3d.evaluate import Change, Evaluation, change, compare, interval, number
-from align3d.matched import t_quantile
-from align3d.metrics import Reference, diversity, jackknife_error
+from align3d.intervals import jackknife_error, jackknife_interval
+from align3d.metrics import Reference, diversity, without_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,17 +45,20 @@ class Result:
     fid: Distance | None
     diversity: float | None  # mean cosine distance between the seeds of a prompt
     diversity_change: Change | None  # against the base
-    moved: float | None  # RMS distance of the pixels to the base's pictures, in [0, 1]
+    moved: float | None  # RMS distance of the pixels to the base's pictures, in [0, 1]; None without pictures
     prompts: dict[str, list[float]]  # reward or "diversity" -> a number for each prompt
+    blocks: list[dict[str, float]]  # the numbers without one block of prompts and then the next, less "moved"
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Rewards, "fid" and "diversity", as far as there are such."""
+        """Rewards, "fid", "diversity" and "moved", as far as there are such."""
         found = dict(self.rewards)
         if self.fid is not None:
             found["fid"] = self.fid.value
         if self.diversity is not None:
             found["diversity"] = self.diversity
+        if self.moved is not None:
+            found["moved"] = self.moved
         return found
 
     def all_changes(self) -> tuple[Change, ...]:
@@ -84,18 +87,19 @@ def all_results(base: Evaluation, reference: Evaluation | None, tuned: Mapping[s
 
 
 def _base(base: Evaluation, reference: Reference | None) -> Result:
-    fid = None
+    fid, without = None, None
     if reference is not None:
         value, without = reference.floor
         fid = Distance(value, jackknife_error(without), *_span(value, without, 0.0), 0.0, None, None)
-    return _result(BASE, base, (), fid, None, None)
+    return _result(BASE, base, (), fid, None, None if base.pictures is None else 0.0, without)
 
 
 def _tuned(name: str, tuned: Evaluation, base: Evaluation, reference: Reference | None) -> Result:
     comparison = compare(base, tuned)
     varied = [_diversity(seen) for seen in (base, tuned)]
     spread = None if varied[0] is None or varied[1] is None else change("diversity", varied[0], varied[1])
-    return _result(name, tuned, comparison.changes, _distance(tuned, reference), spread, comparison.moved)
+    fid, without = _distance(tuned, reference)
+    return _result(name, tuned, comparison.changes, fid, spread, comparison.moved, without)
 
 
 def markdown(results: Sequence[Result], prompts: Sequence[str], trained: Mapping[str, str | None]) -> str:
@@ -170,13 +174,19 @@ def _result(
     fid: Distance | None,
     spread: Change | None,
     moved: float | None,
+    fid_without: Sequence[float] | None,
 ) -> Result:
     each = {reward: seen.scores[..., i].mean(1) for i, reward in enumerate(seen.rewards)}
-    varied = _diversity(seen)
-    prompts = {reward: values.tolist() for reward, values in each.items()}
-    if varied is not None:
-        prompts["diversity"] = varied.tolist()
     means = {reward: float(values.mean()) for reward, values in each.items()}
+    varied = _diversity(seen)
+    if varied is not None:
+        each["diversity"] = varied
+    blocks = [
+        {number: float(values[keep].mean()) for number, values in each.items()}
+        for keep in without_blocks(len(seen.prompts))
+    ]
+    for block, value in zip(blocks, fid_without or [], strict=fid_without is not None):
+        block["fid"] = value
     return Result(
         name=name,
         rewards=means,
@@ -185,7 +195,8 @@ def _result(
         diversity=None if varied is None else float(varied.mean()),
         diversity_change=spread,
         moved=moved,
-        prompts=prompts,
+        prompts={name: values.tolist() for name, values in each.items()},
+        blocks=blocks,
     )
 
 
@@ -193,20 +204,17 @@ def _diversity(seen: Evaluation) -> Float[Tensor, "P"] | None:
     return None if seen.features is None or len(seen.seeds) < 2 else diversity(seen.features)
 
 
-def _distance(seen: Evaluation, reference: Reference | None) -> Distance | None:
-    """The FID of a tuned model's set, and how far it is above that of the base's own."""
+def _distance(seen: Evaluation, reference: Reference | None) -> tuple[Distance | None, list[float] | None]:
+    """The FID of a tuned model's set, how far it is above that of the base's own, and the FIDs without each block."""
     if reference is None or seen.features is None:
-        return None
+        return None, None
     value, without = reference.distance(seen.features.flatten(1, 2))
     floor, floor_without = reference.floor
-    above = _span(value - floor, without - floor_without)
-    return Distance(value, jackknife_error(without), *_span(value, without, 0.0), value - floor, *above)
+    above = _span(value - floor, [a - b for a, b in zip(without, floor_without, strict=True)])
+    return Distance(value, jackknife_error(without), *_span(value, without, 0.0), value - floor, *above), without
 
 
-def _span(value: float, without: Float[Tensor, "G"], least: float = -math.inf) -> tuple[float | None, float | None]:
-    """The 95 % t-interval of a statistic, which cannot be below `least`, from its values without each block."""
-    error = jackknife_error(without)
-    if error is None:
-        return None, None
-    half = t_quantile(len(without) - 1) * error
-    return max(value - half, least), value + half
+def _span(value: float, without: Sequence[float], least: float = -math.inf) -> tuple[float | None, float | None]:
+    """The 95 % interval of a statistic that cannot be below `least`, from its values without each block."""
+    low, high = jackknife_interval(value, without) or (None, None)
+    return None if low is None else max(low, least), high

@@ -306,7 +306,7 @@ class Watching:
         The errors are those of the change from the base model, prompt by prompt; of the FID, by the jackknife.
         """
         from align3d.evaluate import change
-        from align3d.metrics import jackknife_error
+        from align3d.intervals import jackknife_error
 
         assert self._base is not None
         changes: list[Change] = []
@@ -317,7 +317,8 @@ class Watching:
         errors = {c.name: c.error for c in changes}
         if seen.features is not None and self._images is not None:
             found["fid"], without = self._images.distance(seen.features.flatten(1, 2))
-            errors["fid"] = jackknife_error(without - self._images.floor[1])
+            floor = self._images.floor[1]
+            errors["fid"] = jackknife_error([a - b for a, b in zip(without, floor, strict=True)])
         return found | {f"{name}_error": error for name, error in errors.items() if error is not None}
 
     def stops(self, row: Mapping[str, Any]) -> Condition | None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from command_checks import contents, refused
-from judged import MEASURE, copy, furnish, table, train
+from judged import MEASURE, PROMPTS, copy, furnish, table, train
 
 from align3d import samples
 from align3d.cli import main
@@ -44,30 +44,35 @@ def here(trained, tmp_path, monkeypatch):
 
 
 def test_runs_are_compared_at_equal_fid(here, capsys):
-    assert main([*COMPARE, "--points", "2"]) == 0, capsys.readouterr().err
+    args = [*COMPARE, "--points", "2", "--refine", "0"]
+    assert main(args) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
-    assert "## mine:redness at equal fid" in shown.out and "95 % interval" in shown.out
+    assert "## mine:redness at equal fid" in shown.out and "over prompts" in shown.out
     got = table()
     assert got["trained_on"] == "mine:redness" and [m["of"] for m in got["matched"]] == ["mine:redness"]
     assert [(c["group"], c["seed"]) for c in got["curves"]] == [("0.05", 0), ("0.05", 1), ("0.1", 0), ("0.1", 1)]
     rows = [json.loads(line) for line in (here / "runs/b1/metrics.jsonl").read_text().splitlines()]
     curve = got["curves"][3]
-    assert [point["step"] for point in curve["points"]] == [0, 1, 3]
+    assert [point["step"] for point in curve["points"]] == [0, 2, 3]
     assert curve["points"][2]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
-    assert curve["points"][1]["seconds"] == pytest.approx(rows[0]["seconds"])
+    assert curve["points"][1]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows[:2]))
     assert curve["points"][2]["evaluations"] == pytest.approx(sum(row["evaluations"] for row in rows))
     assert curve["points"][0]["numbers"] == got["curves"][0]["points"][0]["numbers"]
     found = {row["name"]: row for row in got["results"]}
     assert len(found) == 1 + 4 * 2 and curve["points"][2]["numbers"]["fid"] == found["b1-000003"]["fid"]["value"]
     for level in got["matched"][0]["rows"]:
         assert level["seeds"] == 2 and level["low"] < level["value"] < level["high"]
+        assert level["prompts"][0] < level["value"] < level["prompts"][1]
+    assert len(found["base"]["blocks"]) == len(PROMPTS) and set(found["base"]["blocks"][0]) == {
+        "mine:redness", "jpeg", "fid", "diversity"
+    }  # fmt: skip
     page = (here / "out/report.html").read_text()
     assert "mine:redness against FID" in page and "against seconds of training" in page and page.count("<img") == 4 * 5
     text = (here / "out/table.md").read_text()
     assert "### jpeg" in text and "## jpeg at equal" not in text
 
     whole = contents(here / "out")
-    assert main([*COMPARE, "--points", "2"]) == 0
+    assert main(args) == 0
     assert contents(here / "out") == whole
     before = {name: data for name, data in whole.items() if name.startswith("sets/")}
     assert main([*COMPARE, "--points", "3", "--levels", "0.5"]) == 0  # more points, another level: nothing is lost
@@ -76,6 +81,19 @@ def test_runs_are_compared_at_equal_fid(here, capsys):
     assert table()["matched"][0]["levels"] == [0.5] and len(table()["results"]) == 1 + 4 * 3
     capsys.readouterr()
     assert "num was 3, now 4" in refused(capsys, [*COMPARE, "--num", "4"])
+
+
+def test_runs_are_refined_where_they_cross_the_level(here, capsys):
+    args = [*COMPARE, "--points", "1", "--refine", "5"]
+    assert main([*args, "--levels", "1e9"]) == 0, capsys.readouterr().err  # none crosses it
+    assert [[p["step"] for p in curve["points"]] for curve in table()["curves"]] == [[0, 3]] * 4
+    fids = [[p["numbers"]["fid"] for p in curve["points"]] for curve in table()["curves"]]
+    level = fids[0][0] + 0.3 * (fids[0][1] - fids[0][0])
+    assert main([*args, "--levels", str(level)]) == 0, capsys.readouterr().err
+    curve = table()["curves"][0]
+    steps = [p["step"] for p in curve["points"]]
+    i = next(i for i, p in enumerate(curve["points"]) if p["numbers"]["fid"] > level)
+    assert len(steps) > 2 and steps[i] == steps[i - 1] + 1, "there is a checkpoint on each side, and none between"
 
 
 def test_evaluate_says_the_same_of_a_checkpoint(here, capsys):

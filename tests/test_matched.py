@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from align3d.matched import Curve, Point, at, default_levels, floor, matched, place, t_quantile
+from align3d.intervals import t_quantile
+from align3d.matched import Curve, Point, at, default_levels, floor, matched, place
 
 
 def run(group, seed, fid, reward, **more):
@@ -30,10 +31,12 @@ HACKER = run("h", 0, [20, 30, 50, 90], [0.0, 1.0, 3.0, 2.0], dnc=[0.9, 0.8, 0.6,
 
 
 def test_between_checkpoints_everything_is_interpolated():
-    found = place(HACKER, "fid", 35.0, "r")
+    found = place(HACKER, "seconds", 75.0, "r")
     assert found.value == pytest.approx(1.5) and not found.short
-    want = {"step": 6.25, "seconds": 75.0, "evaluations": 125.0, "fid": 35.0, "r": 1.5, "dnc": 0.75}
+    root = (10**0.5 + (30**0.5 - 10**0.5) / 4) ** 2
+    want = {"step": 6.25, "seconds": 75.0, "evaluations": 125.0, "fid": 20 + root, "r": 1.5, "dnc": 0.75}
     assert found.numbers == pytest.approx(want)
+    assert place(HACKER, "fid", 20 + root, "r").numbers == pytest.approx(want)
     assert at(HACKER, "seconds", 30.0, "r") == pytest.approx(0.5)
     assert at(HACKER, "evaluations", 250, "dnc") == 0.9  # the base model's own
     assert at(HACKER, "step", 10, "r") == 3.0
@@ -41,12 +44,52 @@ def test_between_checkpoints_everything_is_interpolated():
 
 def test_the_best_place_under_the_level_is_taken_and_the_first_crossing_if_asked_for():
     assert at(HACKER, "fid", 70.0, "r") == 3.0  # at 50; the reward fell after that
-    assert at(HACKER, "fid", 70.0, "r", "first") == pytest.approx(2.5)
+    assert at(HACKER, "fid", 70.0, "r", "first") == pytest.approx(3 - between(30, 50, 70))
     assert place(HACKER, "fid", 70.0, "r").numbers["fid"] == 50.0
     back = run("b", 0, [20, 60, 40, 80], [0.0, 1.0, 5.0, 6.0])  # comes back below 50 with a higher reward
-    assert at(back, "fid", 50.0, "r") == pytest.approx(5.25)
-    assert at(back, "fid", 50.0, "r", "first") == pytest.approx(0.75)
-    assert at(back, "fid", 45.0, "r") == pytest.approx(5.125)
+    assert at(back, "fid", 50.0, "r") == pytest.approx(5 + between(20, 30, 60))
+    assert at(back, "fid", 50.0, "r", "first") == pytest.approx((30 / 40) ** 0.5)
+    assert at(back, "fid", 45.0, "r") == pytest.approx(5 + between(20, 25, 60))
+
+
+def between(low, x, high):
+    """Where a squared distance lies between two others, if the distance itself grows evenly."""
+    return (x**0.5 - low**0.5) / (high**0.5 - low**0.5)
+
+
+def test_a_run_that_moves_evenly_is_the_same_wherever_it_is_measured():
+    """The reward rises with the distance, of which the FID has the square."""
+    coarse, fine = ([math.sqrt(40) * i / n for i in range(n + 1)] for n in (2, 9))
+    runs = [run("a", 0, [20 + x * x for x in xs], [3 * x for x in xs]) for xs in (coarse, fine)]
+    for level in (21.0, 25.0, 33.0, 59.0):
+        assert [at(r, "fid", level, "r") for r in runs] == pytest.approx([3 * math.sqrt(level - 20)] * 2)
+
+
+def test_intervals_over_prompts_are_those_of_the_jackknife():
+    def measured(g):
+        """Two groups of two runs; without block g of the prompts everything is a little different, the floor too."""
+        k, floor = 0.02 * (g - 1.5) if g is not None else 0.0, 20.0 + (g or 0.0)
+        return [
+            line(name, s, slope + k, fid=floor, end=floor + 40)
+            for name, slope in (("a", 0.2), ("b", 0.1))
+            for s in (0, 1)
+        ]
+
+    m = matched(measured(None), "r", levels=[60.0], without=[measured(g) for g in range(4)])
+    means = [[40 * (slope + 0.02 * (g - 1.5)) for g in range(4)] for slope in (0.2, 0.1)]
+    for row, parts in zip(m.rows, means, strict=True):
+        error = (3 / 4 * sum((x - row.value) ** 2 for x in parts)) ** 0.5
+        assert row.prompts == pytest.approx((row.value - 3.182446 * error, row.value + 3.182446 * error))
+    (d,) = m.differences
+    assert d.prompts == pytest.approx((4.0, 4.0)) and d.certain  # the blocks do the same to both
+    assert "4.000 to 4.000 | 4.000 to 4.000 | yes |" in m.markdown().replace("+", "")
+    apart = [line("b", s, 0.1 + 0.1 * (g - 1.5), fid=20, end=60) for g in range(4) for s in (0, 1)]
+    wide = matched(
+        measured(None), "r", levels=[60.0], without=[measured(None)[:2] + apart[2 * g : 2 * g + 2] for g in range(4)]
+    )
+    assert (
+        wide.differences[0].low == pytest.approx(4.0) and not wide.differences[0].certain
+    )  # over runs, not over prompts
 
 
 def test_it_never_falls_as_the_level_rises():
@@ -145,7 +188,7 @@ def test_rows_are_sorted_and_all_pairs_or_one_group_are_compared():
 
 def test_a_level_below_the_base_of_one_run_has_no_mean():
     m = matched([line("a", 0, 1.0), line("a", 1, 1.0, fid=25.0), line("b", 0, 1.0)], "r", levels=[22.0])
-    assert [(r.group, r.value) for r in m.rows] == [("b", pytest.approx(2.0)), ("a", None)]
+    assert [(r.group, r.value) for r in m.rows] == [("b", pytest.approx(10 * (2 / 10) ** 0.5)), ("a", None)]
     assert m.differences == ()
     assert "| a | 2 | n/a |" in m.markdown()
 
@@ -155,12 +198,12 @@ def test_tables_hold_what_was_asked_for():
     m = matched(curves, "r", levels=[50.0])
     text = m.markdown(["seconds"])
     lines = text.splitlines()
-    assert lines[0] == "| fid at most |  | runs | r | 95 % interval | seconds | unspent |"
-    assert lines[2] == r"| 50.00 | nabla\|x | 3 | 3.000 | 3.000 to 3.000 | 180.00 |  |"
-    assert lines[3] == "| 50.00 | draft | 3 | 0.750 | 0.750 to 0.750 | 240.00 | 3 of 3 |"
-    assert r"| 50.00 | nabla\|x - draft | +2.250 | +2.250 to +2.250 | yes |" in lines
+    assert lines[0] == "| fid at most |  | runs | r | 95 % over runs | over prompts | seconds | unspent |"
+    assert lines[2] == r"| 50.00 | nabla\|x | 3 | 3.000 | 3.000 to 3.000 |  | 180.00 |  |"
+    assert lines[3] == "| 50.00 | draft | 3 | 0.750 | 0.750 to 0.750 |  | 240.00 | 3 of 3 |"
+    assert r"| 50.00 | nabla\|x - draft | +2.250 | +2.250 to +2.250 |  | yes |" in lines
     widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
-    assert widths == {8, 6}
+    assert widths == {9, 7}
     assert json.loads(json.dumps(m.as_dict()))["rows"][1]["short"] == 3
 
 

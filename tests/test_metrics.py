@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from align3d.metrics import diversity, frechet_distance, jackknife_error, leave_out
+from align3d.intervals import jackknife_error
+from align3d.metrics import diversity, frechet_distance, leave_out
 from align3d.rng import stream
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from align3d.evaluate import Evaluation
-from align3d.metrics import diversity, frechet_distance, jackknife_error, leave_out, needed
+from align3d.intervals import jackknife_error
+from align3d.metrics import diversity, frechet_distance, leave_out, needed
 from align3d.results import all_results, as_dicts, fid_text, markdown
 from align3d.rng import stream
 
@@ -84,6 +85,5 @@ def test_leaving_out_blocks():
         frechet_distance(a[[0, 1, 4, 5]].flatten(0, 1), b[[0, 1, 4, 5]].flatten(0, 1))
     )
     assert len(leave_out(a[:1], b[:1])) == 0 and jackknife_error(values[:1]) is None
-    v = torch.tensor([1.0, 2.0, 6.0])
-    assert jackknife_error(v) == pytest.approx((2 / 3 * (4 + 1 + 9)) ** 0.5)
+    assert jackknife_error([1.0, 2.0, 6.0]) == pytest.approx((2 / 3 * (4 + 1 + 9)) ** 0.5)
     assert [needed(d) for d in (4, 5, 1280)] == [1, 2, 320]

@@ -29,7 +29,7 @@ LAYERS = [
     ["features"],
     ["methods"],
     ["peers"],
-    ["log", "distributed", "interrupts", "timing", "metrics", "conditions"],
+    ["log", "distributed", "interrupts", "timing", "metrics", "conditions", "intervals"],
     ["checkpoint", "config", "looks"],
     ["trainer"],
     ["loop"],

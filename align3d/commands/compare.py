@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -49,15 +49,17 @@ class Compare(Measuring):
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # folders of runs
     group: tuple[str, ...] = ("method.name",)  # fields of config.json that name a run's group, such as method.weight
-    points: int = 6  # checkpoints of each run to measure, spread over it, the last one in; 0 = all
+    points: int = 4  # checkpoints of each run to measure, spread over it, the last one in; 0 = all
+    refine: int = 2  # further ones of each run, where it crosses the highest level of FID, as near as there are
     levels: tuple[float, ...] = ()  # FIDs to compare at; none = four, from the floor to what all groups reach
 
     earlier: ClassVar[Any] = staticmethod(first_run)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.points < 0:
-            raise ValueError(f"points must be at least 0, got {self.points}")
+        for name in ("points", "refine"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not all(math.isfinite(level) for level in self.levels):
             raise ValueError(f"levels must be finite, got {self.levels}")
 
@@ -71,23 +73,66 @@ class Trail:
     run: Run  # its configuration
     group: str
     seed: int
-    checkpoints: tuple[Tuned, ...]  # in the order of training; step 0 is the base
+    steps: tuple[int, ...]  # of all its checkpoints, ascending; less that of step 0, which is the base
+    chosen: tuple[int, ...]  # of those that are measured
     seconds: dict[int, float]  # update -> of training until then
     evaluations: dict[int, float]  # of the network; NaN where the run has not counted
+
+    @property
+    def checkpoints(self) -> tuple[Tuned, ...]:
+        """Those that are measured, in the order of training."""
+        return tuple(adapters.at(self.folder, self.called(step), step) for step in self.chosen)
+
+    def with_step(self, step: int) -> Trail:
+        """The same with one more checkpoint to measure."""
+        return replace(self, chosen=tuple(sorted((*self.chosen, step))))
+
+    def called(self, step: int) -> str:
+        """The name of a checkpoint in tables and folders."""
+        return f"{self.name}-{step:06}"
 
 
 def run(options: Compare, *, names: dict[str, str], model: Any, features: Any) -> None:
     """Measure what is not there yet, then write table and page."""
+    from align3d import distributed
     from align3d.commands.judging import gather, plan
 
     paths = list(read_runs(options))
-    tuned = [one for path in paths for one in path.checkpoints]
-    adapters.check_models(tuned, names["model"])
+    adapters.check_models(measured(paths), names["model"])
     check_runs(paths, options.group)
     work = plan(options, names, model, features, "compare")
-    found = gather(work, tuned, adapters.Models(model, names["model"], options.device))
+    models = adapters.Models(model, names["model"], options.device)
+    found = gather(work, measured(paths), models)
+    for _ in range(options.refine if work.reference is not None else 0):
+        further = distributed.gather(None if found is None else nearer(options, paths, found))[0]
+        if not any(further):
+            break
+        paths = [path if not step else path.with_step(step) for path, step in zip(paths, further, strict=True)]
+        found = gather(work, measured(paths), models)
     if found is not None:
         write(options, work, paths, found)
+
+
+def measured(paths: Sequence[Trail]) -> list[Tuned]:
+    """All checkpoints that are measured."""
+    return [one for path in paths for one in path.checkpoints]
+
+
+def nearer(options: Compare, paths: Sequence[Trail], found: dict[str, Evaluation]) -> list[int]:
+    """For each run, the checkpoint to measure next, where it crosses the highest level; 0 if there is none between."""
+    from align3d.matched import crossing, default_levels
+
+    curves = curves_of(paths, {name: result.numbers for name, result in results_of(paths, found).items()})
+    level = max(options.levels or default_levels(curves))
+    return [between(path, curve, crossing(curve, "fid", level)) for path, curve in zip(paths, curves, strict=True)]
+
+
+def between(path: Trail, curve: Curve, place: tuple[int, float] | None) -> int:
+    """The checkpoint nearest to a place on a run's path, of those between the two beside it; 0 if there is none."""
+    if place is None:
+        return 0
+    (a, b), u = (point.step for point in curve.points[place[0] : place[0] + 2]), place[1]
+    return min((step for step in path.steps if a < step < b), key=lambda step: abs(step - a - u * (b - a)), default=0)
 
 
 def read_runs(options: Compare) -> Iterator[Trail]:
@@ -116,7 +161,7 @@ def read_runs(options: Compare) -> Iterator[Trail]:
             raise ValueError(
                 f"{folder} began with an adapter, not with the base; `align3d evaluate` measures such runs"
             )
-        chosen = [later[i] for i in spread(len(later), options.points or len(later))]
+        chosen = [later[i - 1] for i in spread(len(later) + 1, (options.points or len(later)) + 1) if i]
         fields = checkpoint.flat(run.settings)
         seed = fields.get("loop.seed")
         if not isinstance(seed, int):
@@ -128,9 +173,10 @@ def read_runs(options: Compare) -> Iterator[Trail]:
             run,
             group_of(folder, fields, options.group, known),
             seed,
-            tuple(adapters.at(folder, f"{name}-{step:06}", step) for step in chosen),
-            {step: total(rows, "seconds", step) for step in chosen},
-            {step: total(rows, "evaluations", step) for step in chosen},
+            tuple(later),
+            tuple(chosen),
+            {step: total(rows, "seconds", step) for step in later},
+            {step: total(rows, "evaluations", step) for step in later},
         )
 
 
@@ -228,22 +274,33 @@ def shown(reward: Any) -> str:
     return f"{reward.get('name')}" + (f" ({more})" if more else "")
 
 
-def curves_of(paths: Sequence[Trail], results: dict[str, Result]) -> list[Curve]:
-    """The runs from the base model to their ends, measured."""
+def results_of(paths: Sequence[Trail], found: dict[str, Evaluation]) -> dict[str, Result]:
+    """The numbers of the base and of every checkpoint."""
+    from align3d.results import all_results
+
+    tuned = {one.name: found[one.name] for one in measured(paths)}
+    return {result.name: result for result in all_results(found["base"], found.get("reference"), tuned)}
+
+
+def curves_of(paths: Sequence[Trail], numbers: dict[str, dict[str, float]]) -> list[Curve]:
+    """The runs from the base model to their ends, from the numbers of the base and of every checkpoint."""
     from align3d.matched import Curve, Point
 
     found = []
     for path in paths:
-        points = [Point(0, 0.0, 0.0, results["base"].numbers)]
-        for one in path.checkpoints:
-            step = one.step or 0
-            points.append(Point(step, path.seconds[step], path.evaluations[step], results[one.name].numbers))
+        points = [Point(0, 0.0, 0.0, numbers["base"])]
+        for step in path.chosen:
+            points.append(Point(step, path.seconds[step], path.evaluations[step], numbers[path.called(step)]))
         found.append(Curve(path.group, path.seed, tuple(points)))
     return found
 
 
 def tables_of(
-    curves: Sequence[Curve], rewards: Sequence[str], levels: Sequence[float], trained: str | None
+    curves: Sequence[Curve],
+    rewards: Sequence[str],
+    levels: Sequence[float],
+    trained: str | None,
+    without: Sequence[Sequence[Curve]] = (),
 ) -> list[Matched]:
     """The trained reward at equal FID, or without features at equal seconds; each reward if that one was not measured.
 
@@ -253,7 +310,7 @@ def tables_of(
 
     ways = [by for by in ("fid", "seconds", "step") if all(math.isfinite(p[by]) for c in curves for p in c.points)]
     told = [trained] if trained in rewards else rewards
-    return [matched(curves, name, ways[0], list(levels) or None) for name in told]
+    return [matched(curves, name, ways[0], list(levels) or None, without=without) for name in told]
 
 
 def write(options: Compare, work: Plan, paths: Sequence[Trail], found: dict[str, Evaluation]) -> None:
@@ -263,14 +320,16 @@ def write(options: Compare, work: Plan, paths: Sequence[Trail], found: dict[str,
     from align3d.evaluation_report import write_comparison
     from align3d.files import atomic_write
     from align3d.log import plain
-    from align3d.results import all_results, as_dicts, markdown
+    from align3d.results import as_dicts, markdown
 
-    base = found["base"]
-    tuned = {one.name: found[one.name] for path in paths for one in path.checkpoints}
-    results = {result.name: result for result in all_results(base, found.get("reference"), tuned)}
+    base, results = found["base"], results_of(paths, found)
     trained = paths[0].run.part("reward")
-    curves = curves_of(paths, results)
-    tables = tables_of(curves, base.rewards, options.levels, trained)
+    curves = curves_of(paths, {name: result.numbers for name, result in results.items()})
+    blocks = [
+        curves_of(paths, {name: result.blocks[g] for name, result in results.items()})
+        for g in range(len(results["base"].blocks))
+    ]
+    tables = tables_of(curves, base.rewards, options.levels, trained, blocks)
     beside = [name for name in results["base"].numbers if name != "fid"]
     texts = [
         f"## {t.of} at equal {t.by}\n\n{t.markdown([n for n in beside if n != t.of] + ['seconds'])}" for t in tables
