@@ -212,8 +212,8 @@ def _matched(table: Matched, curves: Sequence[Curve], first: bool) -> Html:
         values = {
             f"{by} at most": number(row.level),
             table.of: number(row.value),
-            "95 % over runs": _span(row.low, row.high),
-            "over prompts": _span(*(row.prompts or (None, None))),
+            "95 % over runs": _between(row.low, row.high),
+            "over prompts": _between(*(row.prompts or (None, None))),
             "runs": str(row.seeds),
         }
         if unspent:
@@ -245,14 +245,14 @@ def _matched(table: Matched, curves: Sequence[Curve], first: bool) -> Html:
     )
 
 
-def _span(low: float | None, high: float | None, sign: bool = False) -> str:
+def _between(low: float | None, high: float | None, sign: bool = False) -> str:
     return "n/a" if low is None or high is None else f"{number(low, sign)} to {number(high, sign)}"
 
 
 def _difference(d: Difference, by: str) -> Html:
     """Two groups at a level, in words."""
-    span = "" if d.low is None else f", 95 % {_span(d.low, d.high, True)} over runs"
-    span += "" if d.prompts is None else f", {_span(*d.prompts, True)} over prompts"
+    span = "" if d.low is None else f", 95 % {_between(d.low, d.high, True)} over runs"
+    span += "" if d.prompts is None else f", {_between(*d.prompts, True)} over prompts"
     sure = "" if d.low is None else " (sure)" if d.certain else " (not sure)"
     what = f"{by} {number(d.level)}: {d.group} {MINUS} {d.against}"
     return h("li", f"{what} = {number(d.change, sign=True)}{span}{sure}")
