@@ -4,9 +4,9 @@
 
 Trains each method with each reward and several seeds, all for the same time and two runs at once, a core each; then
 `align3d compare` measures their checkpoints on held-out prompts. Prompts name two colours each ("a blue chair with red
-legs"), which the base model often gets wrong. All of it is done by the commands that a user types; a second start with
-the same arguments goes on where the first one ended. A full run takes about two hours on two cores, --quick ten
-minutes. --docs FOLDER writes benchmark.md and its pictures there.
+legs"), of which the base model has one wrong in a quarter of its samples. All of it is done by the commands that a user
+types; a second start with the same arguments goes on where the first one ended. A full run takes about four hours on
+two cores, --quick a quarter of one. --docs FOLDER writes benchmark.md and its pictures there (methods_page.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from methods_page import PROTOCOL, Study, at_level, verdict, write
+
 HERE = Path(__file__).parent
 PROMPTS = {"train": HERE / "prompts" / "two-colours-train.txt", "heldout": HERE / "prompts" / "two-colours-heldout.txt"}
 METHODS = {  # name -> what `align3d train` is told
@@ -34,7 +36,7 @@ METHODS = {  # name -> what `align3d train` is told
 }
 REWARDS = ("colorfulness", "imagenet", "clip-tiny")
 MOST = 100_000  # updates; the time ends before
-BESIDE = ("dnc",)  # never trained on
+BESIDE = ("clip-tiny", "dnc")  # shown beside every reward
 GROUP = ("method.name", "method.weight", "method.gradient_at")  # tells the runs of one method from another's
 
 
@@ -47,12 +49,13 @@ class Size:
     seeds: int  # of the training
     minutes: float  # of training for each run
     points: int  # checkpoints of each run that are measured
+    refine: int  # and further ones, near the level where runs are compared
     prompts: int  # held-out prompts
     num: int  # samples of each
 
 
-FULL = Size(REWARDS, tuple(METHODS), seeds=3, minutes=2.5, points=4, prompts=25, num=4)
-QUICK = Size(("colorfulness",), ("nabla", "refl", "draft"), seeds=1, minutes=1.0, points=3, prompts=20, num=4)
+FULL = Size(REWARDS, tuple(METHODS), seeds=3, minutes=2.5, points=3, refine=2, prompts=25, num=4)
+QUICK = Size(("colorfulness",), ("nabla", "refl", "draft"), seeds=1, minutes=1.0, points=2, refine=2, prompts=20, num=4)
 
 
 def training(size: Size, out: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -90,6 +93,7 @@ def comparing(size: Size, out: Path, reward: str) -> list[str]:
         "rewards": rewards,
         "group": GROUP,
         "points": size.points,
+        "refine": 0,
         "prompts": PROMPTS["heldout"],
         "max-prompts": size.prompts,
         "num": size.num,
@@ -123,60 +127,37 @@ def train(folder: Path, words: Sequence[str]) -> None:
     print(f"{folder.parent.name:<14} {folder.name:<16} {seconds:6.0f} s", flush=True)
 
 
-def document(size: Size, out: Path, docs: Path, text: str) -> None:
-    """benchmark.md and its pictures."""
-    (docs / "pictures").mkdir(parents=True, exist_ok=True)
-    parts = [text]
-    for reward in size.rewards:
-        folder = out / reward / "compare"
-        table = (folder / "table.md").read_text(encoding="utf-8").partition("## Every checkpoint")[0]
-        sheet = docs / "pictures" / f"benchmark-{reward}.webp"
-        pictures(size, folder, reward, sheet)
-        head = f"## Trained on {reward}\n\n![All methods, the same prompts and seeds](pictures/{sheet.name})\n"
-        parts.append(f"{head}\n{table.replace('## ', '### ')}")
-    (docs / "benchmark.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
-    print(f"written: {docs / 'benchmark.md'}")
+def finished(folder: Path, size: Size) -> bool:
+    """Whether a run has had its time, and has written its page."""
+    if not (folder / "report.html").is_file():
+        return False
+    rows = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(json.loads(row)["seconds"] for row in rows) >= 60 * size.minutes
 
 
-def about(size: Size, hours: float) -> str:
+def measure(size: Size, out: Path, reward: str, cores: int) -> Study:
+    """Measure the runs of one reward: a few checkpoints of each, then further ones near the level of the claim."""
+    log, folder = out / reward / "compare.log", out / reward / "compare"
+    seconds = run(comparing(size, out, reward), log, cores)
+    levels = Study.read(reward, folder).levels
+    seconds += run([*comparing(size, out, reward), *spelled({"levels": levels, "refine": size.refine})], log, cores)
+    print(f"{reward:<14} compared         {seconds:6.0f} s", flush=True)
+    return Study.read(reward, folder)
+
+
+def about(size: Size) -> str:
     """What was run, in words."""
     from importlib.metadata import version
 
     said = ", ".join(f"`{name}` ({' '.join(words)})" for name, words in METHODS.items() if name in size.methods)
+    train, heldout = (PROMPTS[name].name for name in ("train", "heldout"))
     return (
-        f"# Which method is better\n\nWritten by `benchmarks/methods.py`. {said}; each trained for {size.minutes:g} "
-        f"minutes on one core with each reward and {size.seeds} seeds, batches of 8, learning rate 3e-3 where no other "
-        f"is said, on {PROMPTS['train'].name}; {size.points} checkpoints of each measured on {size.prompts} prompts of "
-        f"{PROMPTS['heldout'].name} with {size.num} seeds and 4 views each. {os.cpu_count()} cores, torch "
-        f"{version('torch')}, {hours:.1f} hours in all.\n"
+        f"Written by `benchmarks/methods.py`. {said}; each trained for {size.minutes:g} minutes of one core, two runs "
+        f"at once, with each reward and {size.seeds} seeds: batches of 8, learning rate 3e-3 where no other is said, "
+        f"prompts of {train}; measuring beta is part of nabla's time. {size.points} checkpoints of each run and up to "
+        f"{size.refine} near the level, on {size.prompts} prompts of {heldout}, {size.num} seeds and 4 views of each. "
+        f"{os.cpu_count()} cores, torch {version('torch')}.\n\n{PROTOCOL}"
     )
-
-
-def pictures(size: Size, folder: Path, reward: str, sheet: Path) -> None:
-    """The first seed's last checkpoints on a few prompts: a row per prompt, a column per method, the base's first."""
-    import torch
-
-    from align3d import sampleset
-    from align3d.scenes.pictures import save_sheet
-
-    table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-    last = {}  # method -> its first seed's last checkpoint
-    for result in table["results"]:
-        run, _, step = result["name"].rpartition("-")
-        if run.endswith("-s0") and step.isdecimal():
-            last[run.removesuffix("-s0")] = result["name"]
-    sets = {"base": "base", **{method: last[method] for method in size.methods}}
-    seen = {title: [sampleset.load(block) for block in blocks(folder / "sets" / name)] for title, name in sets.items()}
-    prompts = [prompt for part in seen["base"] for prompt in part.prompts]
-    pixels = {title: torch.cat([part.pictures[:, 0, 0] for part in parts]) for title, parts in seen.items()}
-    rows = range(0, len(prompts), max(1, len(prompts) // 6))
-    images = torch.stack([pixels[title][i].float() / 255 for i in rows for title in sets])
-    save_sheet(sheet, images, len(sets), [prompts[i] if title == "base" else title for i in rows for title in sets])
-
-
-def blocks(folder: Path) -> list[Path]:
-    """The parts of a set of samples, in order."""
-    return sorted(folder.glob("block-*"))
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -196,18 +177,16 @@ def main(args: Sequence[str] | None = None) -> None:
     given = {name: getattr(options, name) for name in ("rewards", "methods", "seeds", "minutes", "points")}
     size = Size(**{**vars(size), **{name: value for name, value in given.items() if value is not None}})
 
-    start = time.perf_counter()
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: train(*job), training(size, options.out)))
-    for reward in size.rewards:
-        words = comparing(size, options.out, reward)
-        seconds = run(words, options.out / reward / "compare.log", options.jobs)
-        print(f"{reward:<14} compared         {seconds:6.0f} s\n", flush=True)
-        print((options.out / reward / "compare" / "table.md").read_text().partition("## Every checkpoint")[0])
-    hours = (time.perf_counter() - start) / 3600
-    print(f"{hours:.2f} hours")
+        open_ = [job for job in training(size, options.out) if not finished(job[0], size)]
+        list(pool.map(lambda job: train(*job), open_))
+    studies = [measure(size, options.out, reward, options.jobs) for reward in size.rewards]
+    for study in studies:
+        print(f"\n{verdict(study)[0]}\n")
+        print("\n".join(at_level(study, study.levels[1])), flush=True)
     if options.docs is not None:
-        document(size, options.out, options.docs, about(size, hours))
+        folders = {reward: options.out / reward / "compare" for reward in size.rewards}
+        print(f"\nwritten: {write(studies, folders, options.docs, about(size))}")
 
 
 if __name__ == "__main__":
