@@ -51,8 +51,8 @@ class ClipTiny:
     def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B V"]:
         """The cosine of the angle between the features of a view and of its prompt, in [-1, 1].
 
-        On splats of held-out objects: 0.73 to 0.87 (deciles) with their own prompt, -0.32 to 0.29 with another's, and
-        -0.03 to 0.55 where the object is broken. Above 0.9, more is no better picture (embedded/CLIP_CARD.md).
+        On splats of held-out objects: 0.77 to 0.88 (deciles) with their own prompt, -0.28 to 0.25 with another's, and
+        -0.07 to 0.41 where the object is broken. Above 0.9, more is no better picture (embedded/CLIP_CARD.md).
 
         Raises:
             FileNotFoundError, ValueError: As `check` does.
