@@ -1,6 +1,6 @@
-"""What the tests of the methods that score samples as they are have in common."""
+"""What the tests of the methods have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -65,10 +65,30 @@ class Recorder(ToyModel):
 
     def predict(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         eps = super().predict(x, t, cond)
-        if eps.requires_grad:
+        if self.keeps(x, eps):
             eps.retain_grad()
             self.trained.append(eps)
         return eps
+
+    def keeps(self, x: Tensor, eps: Tensor) -> bool:
+        return eps.requires_grad
+
+    def norms(self) -> Tensor:
+        """Of the gradients that reached them, one per prediction and sample."""
+        return torch.cat([eps.grad.flatten(1).norm(dim=1) for eps in self.trained])
+
+
+class Rounded(ToyModel):
+    """Samples in low precision, trains in full."""
+
+    def predict(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        eps = super().predict(x, t, cond)
+        return eps if torch.is_grad_enabled() or not self.adapted else eps.bfloat16().to(eps.dtype)
+
+
+def plain(metrics: Mapping[str, object]) -> bool:
+    """Whether all are single numbers without a graph."""
+    return not any(torch.is_tensor(v) and (v.requires_grad or v.ndim) for v in metrics.values())
 
 
 def train(method: Method, updates: int, prompts: Sequence[str] = PROMPTS, rate: float = 0.1) -> ToyModel:
@@ -83,6 +103,15 @@ def train(method: Method, updates: int, prompts: Sequence[str] = PROMPTS, rate: 
                 optimizer.step()
                 optimizer.zero_grad()
     return model
+
+
+def check_batches_of_one_add_up(method: Method) -> None:
+    """To a batch of two."""
+    whole = gradients(moved(), method, streams())
+    parts = [gradients(moved(), method, streams(1, first=i), PROMPTS[i : i + 1]) for i in range(2)]
+    assert (whole != 0).all()
+    torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-6, atol=1e-12)
+    assert not torch.allclose(parts[0], parts[1])
 
 
 def check_trains_in_the_loop(method: Method, reward: object, group: int = 1) -> list[dict[str, float]]:

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from command_checks import contents, refused
@@ -11,7 +12,7 @@ from judged import MEASURE, PROMPTS, copy, furnish, table, train
 
 from align3d import samples
 from align3d.cli import main
-from align3d.commands.compare import group_of, total, unlike
+from align3d.commands.compare import Compare, check_runs, group_of, read_runs, total, unlike
 
 RUNS = ["runs/a0", "runs/a1", "runs/b0", "runs/b1"]
 COMPARE = ["compare", *RUNS, *MEASURE, "--out", "out", "--group", "method.rho"]
@@ -128,6 +129,8 @@ CHANGES = {
     "reward options": ({"config__reward__weight": 2}, "different rewards, mine:redness (weight 2) and mine:redness"),
     "more than the seed": ({"config__loop__learning_rate": 1.0}, "differ in more than the seed: loop.learning_rate"),
     "how to tell apart": ({"config__loop__learning_rate": 1.0}, "with --group method.rho loop.learning_rate"),
+    "rank": ({"config__model__rank": 2}, "more than the seed: model.rank 2 and None; tell them apart with --group m"),
+    "processes": ({"inputs__processes": 2}, "inputs.processes 2 and 1; tell them apart with --group method.rho inputs"),
     "the same seed": ({"config__loop__updates": 99}, "are both '0.05' with seed 0, which would count"),
     "adapter": ({"config__model__adapter": "x"}, "began with an adapter"),
     "no seed": ({"config__loop__seed": None}, "has no loop.seed"),
@@ -140,6 +143,27 @@ def test_runs_that_do_not_belong_together_are_refused(here, capsys, case):
     changes = {key.removeprefix("config__"): value for key, value in changes.items()}
     copy(here / "runs/a0", here / "runs/x", **changes)
     assert message in refused(capsys, ["compare", "runs/x", *COMPARE[1:]])
+
+
+def groups(*runs, by):
+    """The groups of runs that may be compared."""
+    options = Compare(runs=tuple(map(Path, runs)), rewards=("jpeg",), group=by, out=Path("out"))
+    paths = list(read_runs(options))
+    check_runs(paths, options.group)
+    return [path.group for path in paths]
+
+
+def test_what_changes_no_update_may_differ_in_a_group(here):
+    changes = {"watch": {"rewards": ["jpeg"], "every": 3}, "samples": {"frames": 9}, "device": "cuda"}
+    copy(here / "runs/a0", here / "runs/x", loop__seed=7, **changes)
+    assert groups("runs/x", "runs/a0", "runs/a1", by=("method.rho",)) == ["0.05"] * 3
+
+
+def test_what_else_differs_can_tell_groups_apart(here):
+    copy(here / "runs/a0", here / "runs/x", model__rank=2)
+    copy(here / "runs/a0", here / "runs/y", model__rank=3, inputs__processes=2)
+    by = ("model.rank", "inputs.processes")
+    assert groups("runs/x", "runs/y", "runs/a0", by=by) == ["2 1", "3 2", "1"]
 
 
 REFUSALS = {

@@ -8,12 +8,14 @@ import torch
 from method_checks import (
     F64,
     Recorder,
+    Rounded,
     check_a_nan_in_the_reward_names_the_prompt,
     check_broken_predictions_name_prompt_and_step,
     check_trains_in_the_loop,
     flat,
     gradients,
     moved,
+    plain,
     streams,
     train,
 )
@@ -108,14 +110,6 @@ def test_a_far_step_stops_everything_that_it_helped() -> None:
     assert tight[1][0].norm() < loose[1][0].norm() and tight[1][1]["clipped"] > 0.9
 
 
-class Rounded(ToyModel):
-    """Samples in low precision, trains in full."""
-
-    def predict(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        eps = super().predict(x, t, cond)
-        return eps if torch.is_grad_enabled() or not self.adapted else eps.bfloat16().to(eps.dtype)
-
-
 def test_rounding_while_sampling_is_no_change_of_policy() -> None:
     (_, first), (_, second) = passes(moved(cls=Rounded), DDPO(inner_epochs=2), streams(4, group=2), 0.0)
     for metrics in (first, second):
@@ -190,8 +184,8 @@ def test_batches_split_between_groups_add_up(options: dict[str, float]) -> None:
 def test_every_sample_gets_a_gradient(schedule: object, steps: int) -> None:
     model = Recorder(schedule=schedule)
     assert (gradients(model, DDPO(), streams(group=2), PROMPTS[:1] * 2, steps) != 0).all()
-    grads = torch.cat([eps.grad for eps in model.trained]).flatten(1).norm(dim=1)
-    assert len(grads) == 2 * (steps - 1) and grads.isfinite().all() and (grads > 0).all()
+    norms = model.norms()
+    assert len(norms) == 2 * (steps - 1) and norms.isfinite().all() and (norms > 0).all()
 
 
 def test_every_transition_is_drawn_once_and_never_the_last() -> None:
@@ -237,7 +231,7 @@ def test_metrics() -> None:
     torch.testing.assert_close(step.metrics["reward"], want.mean())
     torch.testing.assert_close(step.metrics["reward_std"], want.std(correction=0))
     assert step.metrics["drift"] > 0 and step.metrics["dead"] == 0
-    assert not any(torch.is_tensor(v) and (v.requires_grad or v.ndim) for v in step.metrics.values())
+    assert plain(step.metrics)
     assert list(DDPO().losses(ToyModel(), toy_score, times.float(), PAIRS, rng))[-1].metrics["drift"] == 0
     assert "drift" not in list(DDPO(track_drift=False).losses(model, toy_score, times, PAIRS, rng))[-1].metrics
 

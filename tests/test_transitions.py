@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from test_nabla import F64, GAIN, OPTIONS, gradients, moved, streams
-from tiny_model import write_checkpoint
+from method_checks import F64, flat, gradients, moved, streams
+from test_nabla import GAIN, OPTIONS
+from tiny_model import shake, tiny, write_checkpoint
 from torch import Tensor
 from toy import PROMPTS, ToyModel, ToyScene, toy_score
 
@@ -13,7 +14,6 @@ from align3d.diffusion.sampler import rollout
 from align3d.diffusion.transition import ddim
 from align3d.methods.nabla import Nabla
 from align3d.methods.transitions import Chain
-from align3d.models.embedded import Embedded
 from align3d.rng import Streams
 
 
@@ -123,11 +123,8 @@ def splats(scene: object, prompts: Sequence[str], rng: Streams) -> Tensor:
     "options", [{}, {"chunk": 0, "scenes": 1}, {"gradient_at": "x0", "chunk": 0}, {"jacobian": True, "scenes": 3}]
 )
 def test_schedules_agree_on_a_network(weights, monkeypatch, options: dict, precision: str, rounding: float) -> None:
-    monkeypatch.setattr("align3d.models.embedded.AZIMUTHS", (0.0, 90.0))
-    model = Embedded(weights=weights, rank=2, precision=precision, steps=6).load()
-    with torch.no_grad():
-        for i, p in enumerate(model.adapter.parameters()):
-            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+    model = tiny(weights, monkeypatch, precision=precision, steps=6)
+    shake(model, 0.1)
 
     def update(first: int = 0, size: int = 2, **more: object) -> Tensor:
         for p in model.adapter.parameters():
@@ -136,7 +133,7 @@ def test_schedules_agree_on_a_network(weights, monkeypatch, options: dict, preci
         prompts, times = PROMPTS[first : first + size], model.schedule.times(6)
         for step in method.losses(model, splats, times, prompts, streams(size, first)):
             step.loss.backward()
-        return torch.cat([p.grad.flatten() for p in model.adapter.parameters()])
+        return flat(model)
 
     want = update(merge=False)
     parts = (update(first=0, size=1) + update(first=1, size=1)) / 2

@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import pytest
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
+
+from align3d.models.diffsplat import DiffSplat
+from align3d.models.embedded import Embedded
 
 
 def write_checkpoint(folder: Path, channels: int = 4, views: int = 2, size: int = 16) -> Path:
-    import torch
     from diffusers import PixArtTransformer2DModel
 
     from align3d.models.nets.codec import PatchCodec
@@ -45,3 +50,21 @@ def write_checkpoint(folder: Path, channels: int = 4, views: int = 2, size: int 
         tensors = {k: v.half().contiguous() for k, v in part.state_dict().items()}
         save_file(tensors, folder / name / "diffusion_pytorch_model.safetensors")
     return folder
+
+
+def tiny(weights: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> DiffSplat:
+    """The generator of such a checkpoint, which has two views."""
+    monkeypatch.setattr("align3d.models.embedded.AZIMUTHS", (0.0, 90.0))
+    return Embedded(weights=weights, **{"rank": 2, "precision": "float32"} | options).load()
+
+
+def noise(model: DiffSplat, num: int = 2) -> Tensor:
+    """States at time 1."""
+    return torch.randn(num, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+
+
+def shake(model: DiffSplat, size: float = 0.3) -> None:
+    """Move the adapter away from where it begins, in every weight."""
+    with torch.no_grad():
+        for i, p in enumerate(model.adapter.parameters()):
+            p.add_(size * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))

@@ -151,7 +151,7 @@ def read_runs(options: Compare) -> Iterator[Trail]:
     if absent is not None:
         raise FileNotFoundError(f"no run in {absent}; give a folder that `align3d train` wrote")
     runs = [adapters.recorded(folder) for folder in options.runs]
-    known = {field for run in runs for field in checkpoint.flat(run.settings)}
+    known = {field for run in runs for field in fields_of(run)}
     for folder, name, run in zip(options.runs, names, runs, strict=True):
         steps = [checkpoint.step_of(path) for path in checkpoint.steps(folder)]
         later = [step for step in steps if step > 0]
@@ -162,7 +162,7 @@ def read_runs(options: Compare) -> Iterator[Trail]:
                 f"{folder} began with an adapter, not with the base; `align3d evaluate` measures such runs"
             )
         chosen = [later[i - 1] for i in spread(len(later) + 1, (options.points or len(later)) + 1) if i]
-        fields = checkpoint.flat(run.settings)
+        fields = fields_of(run)
         seed = fields.get("loop.seed")
         if not isinstance(seed, int):
             raise ValueError(f"{folder / 'config.json'} has no loop.seed; seeds tell the runs of a group apart")
@@ -178,6 +178,13 @@ def read_runs(options: Compare) -> Iterator[Trail]:
             {step: total(rows, "seconds", step) for step in later},
             {step: total(rows, "evaluations", step) for step in later},
         )
+
+
+def fields_of(run: Run) -> dict[str, Any]:
+    """All that its config.json says of the training, with dotted keys such as method.rho and inputs.processes."""
+    from align3d.checkpoint import flat
+
+    return flat({**run.settings, "inputs": run.config.get("inputs")})
 
 
 def unlike(folders: Sequence[Path]) -> list[str]:
@@ -232,7 +239,7 @@ def check_runs(paths: Sequence[Trail], group: Sequence[str]) -> None:
     Raises:
         ValueError: Names two of them and what differs: prompts, the trained reward, or more than the seed in a group.
     """
-    from align3d.checkpoint import flat, listed
+    from align3d.checkpoint import listed
 
     first = paths[0]
     for path in paths[1:]:
@@ -250,7 +257,7 @@ def check_runs(paths: Sequence[Trail], group: Sequence[str]) -> None:
     seeds: dict[tuple[str, int], Trail] = {}
     for path in paths:
         head = heads.setdefault(path.group, path)
-        old, new = (flat({**p.run.settings, "inputs": p.run.config.get("inputs")}) for p in (head, path))
+        old, new = (fields_of(p.run) for p in (head, path))
         keys = (k for k in sorted(old.keys() | new.keys()) if k not in MAY_DIFFER and not k.startswith(NO_PART))
         differ = [k for k in keys if old.get(k) != new.get(k)]
         if differ:
