@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from align3d.models.loading import load_part
 
 if TYPE_CHECKING:
     from align3d.models.diffsplat import DiffSplat
     from align3d.types import Cameras
 
 ASSETS = Path(__file__).parent.parent / "assets" / "embedded"
-MAX_SIDE, MAX_SIZE = 1024, 1 << 20  # of a picture, of anything else in a network's config.json; more is damage
 AZIMUTHS, ELEVATION = (0.0, 90.0, 180.0, 270.0), 20.0  # degrees, of the views that the maps belong to
 
 
@@ -119,84 +120,6 @@ def load_networks(folder: Path):
         load_part(PatchCodec, folder / "gs_vae"),
         load_part(TextEncoder, folder / "text_encoder"),
     )
-
-
-def load_part(network_class: type, folder: Path):
-    """One network with an exact match of names and shapes; config keys that the class does not know are ignored.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged, or the names or shapes are not the network's; before memory of their size is
-            asked for.
-    """
-    import json
-
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    config, weights = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
-    for path in (config, weights):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is {'no file' if path.exists() else 'missing'}; "
-                "--model.weights takes a folder with transformer/, gs_vae/ and text_encoder/"
-            )
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-        with safe_open(weights, framework="pt") as file:
-            have = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            network = build(network_class, values, have)
-            tensors = {name: file.get_tensor(name) for name in have}
-    except NotItsWeights as error:
-        raise ValueError(f"{weights} does not fit {network_class.__name__}: {error}") from None
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise ValueError(f"{folder} is damaged ({error}); copy it again") from error
-    broken = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
-    if broken:
-        raise ValueError(f"{weights} is damaged, {broken[0]} has NaN or infinity in it; copy it again")
-    own = network.state_dict()
-    with torch.no_grad():
-        network.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
-    return network
-
-
-class NotItsWeights(Exception):
-    """Names or shapes are not those of the network."""
-
-
-def build(network_class: type, values: Any, have: dict[str, tuple[int, ...]]):
-    """A network as its configuration has it, if its tensors have the names and shapes of `have`.
-
-    Raises:
-        NotItsWeights: If they have others.
-        ValueError: If it cannot be built.
-    """
-    import inspect
-
-    import torch
-
-    if not isinstance(values, dict):
-        raise ValueError("config.json holds no object")
-    known = inspect.signature(network_class.__init__).parameters
-    values = {key: value for key, value in values.items() if key in known}
-    for key, value in values.items():
-        for size in value if isinstance(value, list) else [value]:
-            most = len(have) if key.endswith("layers") else MAX_SIDE if key == "sample_size" else MAX_SIZE
-            if isinstance(size, (int, float)) and not 0 <= size <= most:
-                raise ValueError(f"config.json has {key} {size}, expected 0 to {most}")
-    try:
-        with torch.random.fork_rng(devices=[]):  # initial weights, overwritten later, come from the global generator
-            with torch.device("meta"):  # no memory, so far
-                own = {name: tuple(t.shape) for name, t in network_class.from_config(values).state_dict().items()}
-            wrong = sorted(own.keys() ^ have.keys())
-            wrong += [f"{k} {have[k]}" for k in own.keys() & have.keys() if own[k] != have[k]]
-            if wrong:
-                raise NotItsWeights(f"{len(wrong)} names or shapes differ, first {wrong[0]}")
-            return network_class.from_config(values)
-    except NotItsWeights:
-        raise
-    except Exception as error:  # whatever the constructor makes of values that it was not written for
-        raise ValueError(f"config.json makes no network: {error or type(error).__name__}") from error
 
 
 def bfloat16_is_fast(precision: str, device: str) -> bool:

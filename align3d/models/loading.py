@@ -1,0 +1,230 @@
+"""Networks from folders in `from_pretrained` layout: config.json, and weights in one safetensors file or in shards.
+
+Files are taken for hostile: names and shapes are compared with those of the network before memory of their size is
+asked for, and a key too many or too few is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor, nn
+
+WEIGHTS = "diffusion_pytorch_model"  # name of the files of a diffusers network
+MAX_SIDE, MAX_SIZE = 1024, 1 << 20  # of a picture, of anything else in a network's config.json; more is damage
+NAMED = 3  # wrong keys that an error names
+
+
+class NotItsWeights(Exception):
+    """Names or shapes are not those of the network."""
+
+
+@dataclass
+class Weights:
+    """The tensors of one safetensors file or of several shards, unread until asked for; a context."""
+
+    paths: dict[str, Path]  # tensor -> the file that it should be in
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # those that are there
+    _open: dict[str, Any] = field(default_factory=dict, repr=False)  # tensor -> its open file
+    _stack: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    @classmethod
+    def find(cls, folder: Path, name: str = WEIGHTS) -> Weights:
+        """Those of a folder: NAME.safetensors, or the shards of NAME.safetensors.index.json.
+
+        Raises:
+            FileNotFoundError: If there is neither, or a shard is missing.
+            ValueError: If the index is damaged.
+        """
+        file, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
+        if file.is_file() or not index.is_file():
+            require_file(file)
+            return cls({"": file})
+        try:
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = {key: str(value) for key, value in places.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{index} is damaged ({error}); copy it again") from error
+        for shard in set(names.values()):
+            if "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
+                raise ValueError(f"{index} is damaged, it names the file {shard!r}; copy it again")
+            require_file(folder / shard)
+        return cls({key: folder / shard for key, shard in names.items()})
+
+    def __enter__(self) -> Weights:
+        """Open the files and learn the shapes.
+
+        Raises:
+            ValueError: If a file is damaged, or does not hold what the index says.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        for path in dict.fromkeys(self.paths.values()):
+            try:
+                file = self._stack.enter_context(safe_open(path, framework="pt"))
+                for key in file.keys():  # noqa: SIM118
+                    self.shapes[key] = tuple(file.get_slice(key).get_shape())
+                    self._open[key] = file
+            except (SafetensorError, ValueError) as error:
+                raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+        lost = [key for key in self.paths if key and key not in self.shapes]
+        if lost:
+            raise ValueError(f"{self.paths[lost[0]]} is damaged, it lacks {lost[0]}; copy it again")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.clear()
+        self._stack.close()
+
+    def tensor(self, key: str) -> Tensor:
+        """One tensor, in the type of its file.
+
+        Raises:
+            ValueError: If it has NaN or infinity in it, or the file is damaged.
+        """
+        from safetensors import SafetensorError
+
+        path = self.paths.get(key) or next(iter(self.paths.values()))
+        try:
+            value = self._open[key].get_tensor(key)
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"{path} is damaged, {key} has NaN or infinity in it; copy it again")
+        return value
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path where there is no file.
+
+    Raises:
+        FileNotFoundError: Says what a model's folder should hold.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is {'no file' if path.exists() else 'missing'}; --model.weights takes the folder of a model as it "
+            "was published, with all its files"
+        )
+
+
+def load_part(
+    network_class: type, folder: Path, dtype: torch.dtype | None = None, changes: Mapping[str, Any] | None = None
+) -> Any:
+    """One network with an exact match of names and shapes; config keys that the class does not know are ignored.
+
+    Args:
+        network_class: With `from_config(values)`, as diffusers has it.
+        folder: With config.json and the weights.
+        dtype: Of its parameters; None takes those that the class gives them.
+        changes: Values of config.json that are to be others.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged, or the names or shapes are not the network's; before memory of their size is
+            asked for.
+    """
+    config = folder / "config.json"
+    require_file(config)
+    weights = Weights.find(folder)
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("config.json holds no object")
+        with weights:
+            network = build(network_class, {**values, **(changes or {})}, weights.shapes)
+            fill(network, weights, dtype)
+    except NotItsWeights as error:
+        file = next(iter(weights.paths.values()))
+        raise ValueError(f"{file} does not fit {network_class.__name__}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder} is damaged ({error}); copy it again") from error
+    return network
+
+
+def fill(network: nn.Module, weights: Weights, dtype: torch.dtype | None = None, prefix: str = "") -> None:
+    """Give a network its tensors, one after the other: those that weights has under the prefix.
+
+    Raises:
+        ValueError: If one is damaged.
+    """
+    own = network.state_dict()
+    tensors = {}
+    for key, like in own.items():
+        kind = dtype if dtype is not None and like.is_floating_point() else like.dtype
+        tensors[key] = weights.tensor(prefix + key).to(kind)
+    network.load_state_dict(tensors, assign=True)
+
+
+def build(network_class: type, values: dict[str, Any], have: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """A network as its configuration has it, without memory for its parameters, if its tensors have the given shapes.
+
+    Raises:
+        NotItsWeights: If they have others.
+        ValueError: If it cannot be built.
+    """
+    import inspect
+
+    import torch
+
+    known = inspect.signature(network_class.__init__).parameters
+    values = {key: value for key, value in values.items() if key in known}
+    for key, value in values.items():
+        for size in value if isinstance(value, list) else [value]:
+            most = len(have) if key.endswith("layers") else MAX_SIDE if key == "sample_size" else MAX_SIZE
+            if isinstance(size, (int, float)) and not 0 <= size <= most:
+                raise ValueError(f"config.json has {key} {size}, expected 0 to {most}")
+    try:
+        with torch.random.fork_rng(devices=[]):  # initial values would come from the global generator
+            with torch.device("meta"):  # no memory, so far
+                require_keys(network_class.from_config(values), have)
+            with parameters_on_meta():
+                return network_class.from_config(values)
+    except NotItsWeights:
+        raise
+    except Exception as error:  # whatever the constructor makes of values that it was not written for
+        raise ValueError(f"config.json makes no network: {error or type(error).__name__}") from error
+
+
+def require_keys(network: nn.Module, have: Mapping[str, tuple[int, ...]], prefix: str = "") -> None:
+    """Compare a network's tensors with those that are there under a prefix.
+
+    Raises:
+        NotItsWeights: Says how many differ, and names the first.
+    """
+    own = {prefix + name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    missing = sorted(own.keys() - have.keys())
+    unknown = sorted(key for key in have.keys() - own.keys() if key.startswith(prefix))
+    other = sorted(f"{key} {list(have[key])}" for key in own.keys() & have.keys() if own[key] != have[key])
+    parts = [("missing", missing), ("unknown", unknown), ("of another shape", other)]
+    said = [f"{len(keys)} {what}, such as {', '.join(keys[:NAMED])}" for what, keys in parts if keys]
+    if said:
+        raise NotItsWeights("; ".join(said))
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within, new modules have parameters without memory; their buffers, which files may lack, are real."""
+    from torch import nn
+
+    original = nn.Module.register_parameter
+
+    def register(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        original(self, name, parameter)
+        if parameter is not None:
+            self._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    nn.Module.register_parameter = register
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original
