@@ -32,7 +32,7 @@ from align3d.log import plain, read_metrics
 from align3d.loop import Loop, fit
 from align3d.methods.nabla import Nabla
 from align3d.metrics import diversity, frechet_distance, leave_out
-from align3d.models.lora import adapter_folder
+from align3d.models.lora_files import adapter_folder
 from align3d.rewards.score import as_reward
 from align3d.scenes.cameras import CameraSampling
 from align3d.watch import Watch, Watching, best, known

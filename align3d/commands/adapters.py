@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align3d.commands.earlier import FOLDERS, PEFT, model_of
+from align3d.commands.earlier import FOLDERS, model_of
 from align3d.commands.inputs import load_model
 from align3d.log import read_json
+from align3d.models.lora_files import adapter_file, adapter_folder
 from align3d.runs import Run
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[\w+-][\w.+ -]{0,59}")  # becomes a folder's name
 TAKEN = ("base", "reference")  # names of the sets of the base model
-OF_ADAPTER = ("adapter", *PEFT.values())  # options of a model that change nothing of the base
+OF_ADAPTER = ("adapter", "rank", "alpha")  # options of a model that change nothing of the base
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,15 @@ class Tuned:
 
     name: str
     folder: Path  # of a checkpoint or of an adapter's files
-    step: int | None  # of the checkpoint; None: the folder holds adapter_model.safetensors
+    step: int | None  # of the checkpoint; None: the folder holds an adapter's files
     model: dict[str, Any] = field(default_factory=dict)  # options that it was trained with, as far as they are known
     run: Run = field(default_factory=Run)  # its configuration; empty if it is not from a run
 
     @property
     def weights(self) -> Path:
         """The file of its tensors."""
-        return self.folder / ("adapter_model.safetensors" if self.step is None else "state.safetensors")
+        file = adapter_file(self.folder) if self.step is None else None
+        return file if file is not None else self.folder / "state.safetensors"
 
     @property
     def home(self) -> Path:
@@ -75,7 +77,6 @@ def find(text: str) -> Tuned:
         ValueError: If the name will not do, or the run has no such checkpoint.
     """
     from align3d import checkpoint
-    from align3d.models.lora import adapter_folder
 
     name, path, step = split(text)
     name = name if name is not None else (path.parent.name if path.name in FOLDERS else path.resolve().name)

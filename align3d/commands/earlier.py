@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align3d.log import read_json
-from align3d.models.lora import adapter_folder
+from align3d.models.lora_files import adapter_folder, settings
 from align3d.runs import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PEFT = {"r": "rank", "lora_alpha": "alpha"}  # in adapter_config.json -> what a model calls it
 FOLDERS = ("adapter", "adapter-ema", "best")  # adapters in a run's folder
 
 
@@ -36,10 +34,10 @@ def model_of(path: Path) -> dict[str, Any]:
     options = dict(recorded) if isinstance(recorded, dict) else {}
     options.pop("adapter", None)  # what that run started from
     try:
-        peft = json.loads((folder / "adapter_config.json").read_bytes())
+        rank, alpha = settings(folder)
     except (OSError, ValueError):  # the model says so when it loads the adapter
         return options
-    return options | {ours: peft[theirs] for theirs, ours in PEFT.items() if theirs in peft}
+    return options | {name: value for name, value in (("rank", rank), ("alpha", alpha)) if value is not None}
 
 
 def instance(part: type, options: Mapping[str, Any]) -> Any:

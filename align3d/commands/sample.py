@@ -12,7 +12,7 @@ import tyro
 
 from align3d.commands.flags import load_part
 from align3d.commands.inputs import MAX_SEED, check_pictures, check_range, gather, load_model, new_folder, slug
-from align3d.models.lora import adapter_folder
+from align3d.models.lora_files import adapter_folder
 
 if TYPE_CHECKING:
     from align3d.generate import Batch

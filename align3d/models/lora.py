@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from align3d.models.lora_files import PEFT, PEFT_CONFIG, PEFT_PREFIX, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from torch import nn
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # attention and feed-forward of all blocks
-
-
-def adapter_folder(path: Path) -> Path:
-    """The folder of the adapter in a run's folder; any other path is taken to be an adapter's folder itself.
-
-    Raises:
-        FileNotFoundError: If there is no adapter.
-    """
-    folder = path / "adapter" if (path / "adapter").is_dir() else path
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{path} holds no adapter; give a run's folder, or one with adapter_model.safetensors in it"
-        )
-    return folder
 
 
 class Adapter:
@@ -88,59 +75,40 @@ class Adapter:
 
         from align3d.files import atomic_write
 
-        tensors = {f"base_model.model.{k}": v for k, v in get_peft_model_state_dict(self.network).items()}
+        tensors = {f"{PEFT_PREFIX}{k}": v for k, v in get_peft_model_state_dict(self.network).items()}
         folder.mkdir(parents=True, exist_ok=True)
         data = save({k: v.contiguous() for k, v in tensors.items()})  # its save_file would let nobody else read it
-        atomic_write(folder / "adapter_model.safetensors", data)
+        atomic_write(folder / PEFT, data)
         config = {k: sorted(v) if isinstance(v, set) else v for k, v in self.config.to_dict().items()}
-        atomic_write(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        atomic_write(folder / PEFT_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def load(self, folder: Path) -> None:
         """Read matrices that fit exactly.
 
         Args:
-            folder: A run's folder, or one with adapter_model.safetensors and adapter_config.json in it.
+            folder: A run's folder, or an adapter's, in PEFT's layout or the published one.
 
         Raises:
             FileNotFoundError: If there is no adapter.
             ValueError: If a file is damaged, or names, shapes or alpha are others.
         """
         import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
-        folder = adapter_folder(folder)
-        path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-        if not config.is_file():
-            raise FileNotFoundError(f"{config} is missing, which belongs to the adapter; copy it again")
-        try:
-            tensors, values = load_file(path), json.loads(config.read_bytes())
-            rank, alpha = values["r"], values["lora_alpha"]
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"the adapter in {folder} is damaged ({error}); copy it again") from error
-        if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
-            raise ValueError(f"{config} is damaged, its lora_alpha is {alpha!r}; copy it again")
-        own = {f"base_model.model.{name.replace('.default', '')}": p for name, p in self.named_parameters()}
-        wrong = sorted(own.keys() ^ tensors.keys()) + [
-            f"{k} {tuple(tensors[k].shape)}" for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape
-        ]
+        lora = read(folder)
+        own = {f"{PEFT_PREFIX}{name.replace('.default', '')}": p for name, p in self.named_parameters()}
+        wrong = sorted(own.keys() ^ lora.tensors.keys())
+        both = sorted(own.keys() & lora.tensors.keys())
+        wrong += [f"{k} {tuple(lora.tensors[k].shape)}" for k in both if own[k].shape != lora.tensors[k].shape]
         if wrong:
             raise ValueError(
-                f"{path} does not fit this model at rank {self.config.r}: {len(wrong)} names or shapes differ, "
+                f"{lora.path} does not fit this model at rank {self.config.r}: {len(wrong)} names or shapes differ, "
                 f"first {wrong[0]}; use the model and rank that it was trained with"
             )
-        if rank != self.config.r:
+        if lora.alpha != self.config.lora_alpha:  # the shapes would not show it, but the update would have another size
             raise ValueError(
-                f"{config} is damaged, its r is {rank!r}, its matrices have {self.config.r}; copy it again"
-            )
-        broken = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
-        if broken:
-            raise ValueError(f"{path} is damaged, {broken[0]} has NaN or infinity in it; copy it again")
-        if alpha != self.config.lora_alpha:  # the shapes would not show it, and the update would be too large or small
-            raise ValueError(
-                f"the adapter in {folder} was trained with alpha {alpha}, the model has {self.config.lora_alpha}; "
-                f"use --model.alpha {alpha}"
+                f"the adapter in {folder} was trained with alpha {lora.alpha}, the model has {self.config.lora_alpha}; "
+                f"use --model.alpha {lora.alpha}"
             )
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(tensors[name])
+                parameter.copy_(lora.tensors[name])

@@ -1,0 +1,30 @@
+"""`align3d adapter`: an adapter copied into another layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterCommand:
+    """Copy a LoRA adapter into PEFT's layout, or into that of the public Nabla-R2D3 code."""
+
+    adapter: Annotated[Path, tyro.conf.Positional]  # a run's folder, or one with an adapter's files in either layout
+    layout: Literal["peft", "published"] = "peft"  # peft = adapter_model.safetensors; published = unet. keys, alpha 8
+    out: Path  # folder to write to; new or empty
+
+
+def run(options: AdapterCommand) -> None:
+    """Read, write, say what it is."""
+    from align3d.checkpoint import occupied
+    from align3d.models.lora_files import read, write
+
+    lora = read(options.adapter)
+    if occupied(options.out, resume=False):
+        raise FileExistsError(f"{options.out} is not empty; choose another --out")
+    write(lora, options.out, options.layout)
+    print(f"{options.out}  rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.modules)} layers")

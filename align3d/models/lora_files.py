@@ -1,0 +1,156 @@
+"""Files of LoRA adapters: PEFT's layout, and that of the public Nabla-R2D3 code.
+
+    PEFT        adapter_model.safetensors, keys base_model.model.MODULE.lora_A.weight; adapter_config.json
+    published   pytorch_lora_weights.safetensors, keys unet.MODULE.lora_A.weight ("unet" whatever the network is);
+                alpha is 8 whatever the rank, and stands in lora_config/adapter_config.json, or nowhere
+
+The update of a layer is alpha / rank * B A.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PEFT, PEFT_CONFIG, PEFT_PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
+PUBLISHED, PUBLISHED_CONFIG = "pytorch_lora_weights.safetensors", "lora_config/adapter_config.json"
+PUBLISHED_PREFIX, PUBLISHED_ALPHA = "unet.", 8.0
+SHARED = {"bias": "none", "peft_type": "LORA", "lora_dropout": 0.0}  # of every configuration that is written
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """An adapter as its files have it."""
+
+    path: Path  # of the matrices
+    tensors: dict[str, Tensor]  # PEFT's keys
+    rank: int
+    alpha: float
+
+    @property
+    def modules(self) -> list[str]:
+        """The adapted layers."""
+        return sorted({key.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for key in self.tensors})
+
+
+def adapter_folder(path: Path) -> Path:
+    """The folder of the adapter in a run's folder; any other path is taken to be an adapter's folder itself.
+
+    Raises:
+        FileNotFoundError: If there is no adapter.
+    """
+    folder = path / "adapter" if (path / "adapter").is_dir() else path
+    if adapter_file(folder) is None:
+        files = f"{PEFT} or {PUBLISHED}"
+        raise FileNotFoundError(f"{path} holds no adapter; give a run's folder, or one with {files} in it")
+    return folder
+
+
+def adapter_file(folder: Path) -> Path | None:
+    """The file of the matrices in an adapter's folder."""
+    return next((folder / name for name in (PEFT, PUBLISHED) if (folder / name).is_file()), None)
+
+
+def settings(folder: Path) -> tuple[Any, Any]:
+    """Rank and alpha as the files say, unchecked.
+
+    Raises:
+        FileNotFoundError: If PEFT's configuration is missing.
+        ValueError: If it is damaged.
+    """
+    published = not (folder / PEFT).is_file()
+    config = folder / (PUBLISHED_CONFIG if published else PEFT_CONFIG)
+    if published and not config.is_file():
+        return rank_of(folder / PUBLISHED), PUBLISHED_ALPHA
+    if not config.is_file():
+        raise FileNotFoundError(f"{config} is missing, which belongs to the adapter; copy it again")
+    try:
+        values = json.loads(config.read_bytes())
+        return values["r"], values["lora_alpha"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"the adapter in {folder} is damaged ({error}); copy it again") from error
+
+
+def rank_of(path: Path) -> int:
+    """The rank of the first pair of matrices in a file.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            name = next(key for key in file.keys() if key.endswith(".lora_A.weight"))  # noqa: SIM118
+            return int(file.get_slice(name).get_shape()[0])
+    except (SafetensorError, ValueError, StopIteration, IndexError) as error:
+        raise ValueError(f"{path} is damaged ({error or 'it has no lora_A matrix'}); copy it again") from error
+
+
+def read(folder: Path) -> LoraFile:
+    """An adapter of either layout.
+
+    Args:
+        folder: A run's folder, or an adapter's.
+
+    Raises:
+        FileNotFoundError: If there is no adapter, or a part of it is missing.
+        ValueError: If a file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = adapter_folder(folder)
+    path = adapter_file(folder)
+    assert path is not None
+    rank, alpha = settings(folder)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"the adapter in {folder} is damaged ({error}); copy it again") from error
+    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+        raise ValueError(f"the adapter in {folder} is damaged, its lora_alpha is {alpha!r}; copy it again")
+    broken = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    if broken:
+        raise ValueError(f"{path} is damaged, {broken[0]} has NaN or infinity in it; copy it again")
+    if path.name == PUBLISHED:
+        tensors = {PEFT_PREFIX + key.removeprefix(PUBLISHED_PREFIX): tensor for key, tensor in tensors.items()}
+    ranks = {tensor.shape[0] for key, tensor in tensors.items() if key.endswith(".lora_A.weight") and tensor.ndim > 1}
+    if ranks != {rank}:
+        said = f"its r is {rank!r}, its matrices have {', '.join(map(str, sorted(ranks))) or 'none'}"
+        raise ValueError(f"the adapter in {folder} is damaged, {said}; copy it again")
+    return LoraFile(path, tensors, ranks.pop(), float(alpha))
+
+
+def write(lora: LoraFile, folder: Path, layout: str) -> None:
+    """Write an adapter in either layout; whole, or not at all.
+
+    Args:
+        lora: The adapter.
+        folder: Where to; made here.
+        layout: "peft" or "published". Where the latter has another alpha than 8, its B matrices are scaled, so that
+            the update stays the same.
+    """
+    from safetensors.torch import save
+
+    from align3d.files import atomic_write
+
+    if layout == "peft":
+        tensors, alpha = lora.tensors, lora.alpha
+    else:
+        alpha, factor = PUBLISHED_ALPHA, lora.alpha / PUBLISHED_ALPHA
+        tensors = {
+            PUBLISHED_PREFIX + key.removeprefix(PEFT_PREFIX): tensor * factor if ".lora_B." in key else tensor
+            for key, tensor in lora.tensors.items()
+        }
+    values = {**SHARED, "r": lora.rank, "lora_alpha": alpha, "target_modules": lora.modules}
+    file, config = (PEFT, PEFT_CONFIG) if layout == "peft" else (PUBLISHED, PUBLISHED_CONFIG)
+    (folder / config).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / config, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    atomic_write(folder / file, save({key: tensor.contiguous() for key, tensor in tensors.items()}))  # last: it counts
