@@ -154,7 +154,7 @@ def test_attention_that_does_more_is_refused():
 
     set_multiview(Attention(8, heads=2, dim_head=4), 2)
     with pytest.raises(ValueError, match="would leave out norm_q, norm_k"):
-        set_multiview(Attention(8, heads=2, dim_head=4, qk_norm="rms_norm"), 2)
+        set_multiview(Attention(8, heads=2, dim_head=4, qk_norm="l2"), 2)
     for more in ({"residual_connection": True}, {"rescale_output_factor": 2.0}):
         with pytest.raises(ValueError, match=f"would leave out {next(iter(more))};"):
             set_multiview(Attention(8, heads=2, dim_head=4, **more), 2)
