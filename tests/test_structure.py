@@ -30,7 +30,7 @@ LAYERS = [
     ["methods"],
     ["peers"],
     ["log", "distributed", "interrupts", "timing", "metrics", "conditions", "intervals"],
-    ["checkpoint", "config", "looks"],
+    ["checkpoint", "config", "looks", "prompt_cache"],
     ["trainer"],
     ["loop"],
     ["generate"],

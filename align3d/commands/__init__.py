@@ -19,6 +19,7 @@ COMMANDS = {
     "sample": "align3d.commands.sample:Sample",
     "evaluate": "align3d.commands.evaluate:Evaluate",
     "compare": "align3d.commands.compare:Compare",
+    "embed": "align3d.commands.embed:Embed",
     "adapter": "align3d.commands.adapter:AdapterCommand",
     "render": "align3d.commands.render:Render",
     "list": "align3d.commands.list:List",

@@ -1,0 +1,230 @@
+"""Text encoders and tokenizers from the published folders, and the hash that tells their files apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+    from torch import nn
+
+    from align3d.models.text import ClipText, SD3Text, T5Text, Tower
+
+Precision = Literal["bfloat16", "float32"]
+
+MAX_SIZE = 1 << 20  # of a number in an encoder's config.json that counts something; more is damage
+MAX_LAYERS = 1000
+WEIGHTS = ("model.safetensors", "model.fp16.safetensors")  # or shards, which the file with .index.json lists
+TOKENIZERS = {"t5": ("tokenizer.json", "spiece.model"), "clip": ("vocab.json", "merges.txt")}
+MAX_TOKENIZER = 1 << 26  # bytes; the largest of the published ones has 2.4 million
+
+
+def load_t5(
+    folder: Path, device: str = "cpu", precision: Precision = "bfloat16", offload: bool = False, clean: bool = True
+) -> T5Text:
+    """The text source of PixArt-Sigma: T5-XXL from text_encoder/ and tokenizer/.
+
+    Args:
+        folder: The published folder.
+        device: Where it computes, and where the texts are.
+        precision: Of weights and states. T5-XXL takes 9.5 GB in bfloat16; float16 overflows in T5.
+        offload: Whether the weights stay on the CPU and are moved for each batch.
+        clean: Whether captions are cleaned as the published pipeline does.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If one is damaged or does not fit.
+    """
+    from align3d.models.text import T5_TOKENS, T5Text
+
+    tower, files = _tower("t5", folder, "", T5_TOKENS, device, precision, offload)
+    return T5Text(tower, files, clean)
+
+
+def load_clip(folder: Path, device: str = "cpu", precision: Precision = "bfloat16", offload: bool = False) -> ClipText:
+    """The text source of SD1.5: CLIP-L from text_encoder/ and tokenizer/. Arguments and errors as of `load_t5`."""
+    from align3d.models.text import CLIP_TOKENS, ClipText
+
+    return ClipText(*_tower("clip", folder, "", CLIP_TOKENS, device, precision, offload))
+
+
+def load_sd3(folder: Path, device: str = "cpu", precision: Precision = "bfloat16", offload: bool = False) -> SD3Text:
+    """The text source of SD3.5: CLIP-L, CLIP-G and T5 from text_encoder{,_2,_3}/. Arguments, errors as of `load_t5`."""
+    from align3d.models.text import CLIP_TOKENS, SD3_T5_TOKENS, SD3Text
+
+    kinds = (("pooled", "", CLIP_TOKENS), ("pooled", "_2", CLIP_TOKENS), ("t5", "_3", SD3_T5_TOKENS))
+    found = [_tower(kind, folder, end, tokens, device, precision, offload) for kind, end, tokens in kinds]
+    names = ("clip_l", "clip_g", "t5")
+    files = {
+        f"{name}_{what}": paths for name, (_, own) in zip(names, found, strict=True) for what, paths in own.items()
+    }
+    clip_l, clip_g, t5 = (tower for tower, _ in found)
+    return SD3Text((clip_l, clip_g), t5, files)
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """A hash of files' bytes, in the order given; their names and places do not matter."""
+    total = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "blake2b").digest())
+    return total.hexdigest()
+
+
+def _tower(
+    kind: str, folder: Path, end: str, tokens: int, device: str, precision: str, offload: bool
+) -> tuple[Tower, dict[str, list[Path]]]:
+    """Tokenizer and encoder from tokenizer{end}/ and text_encoder{end}/; and the files that decide what they give."""
+    import torch
+
+    from align3d.models.text import Tower
+
+    tokenizer, weights = folder / f"tokenizer{end}", folder / f"text_encoder{end}"
+    variant, files = weight_files(weights)
+    tokenize, pad, used = (_t5_tokenizer if kind == "t5" else _clip_tokenizer)(tokenizer, tokens)
+    encoder = _encoder(kind, weights, variant, getattr(torch, precision))
+    if not offload:
+        encoder.to(device)
+    found = {"weights": [weights / "config.json", *files], "tokenizer": used}
+    return Tower(tokenize, encoder, tokens, pad, device, offload), found
+
+
+def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
+    """The variant (None or "fp16") and the files of an encoder's weights, shards in order.
+
+    Raises:
+        FileNotFoundError: If config.json or weights are missing.
+        ValueError: If the list of shards is damaged.
+    """
+    _need(folder / "config.json")
+    for name in WEIGHTS:
+        variant = "fp16" if "fp16" in name else None
+        path, index = folder / name, folder / f"model.safetensors.index{'.fp16' if variant else ''}.json"
+        if path.is_file():
+            return variant, [path]
+        if index.is_file():
+            return variant, [_need(folder / shard) for shard in _shards(index)]
+    raise FileNotFoundError(f"{folder} has no {' or '.join(WEIGHTS)}, nor a list of shards; copy the published folder")
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the shards that a list has, each a plain name."""
+    try:
+        if index.stat().st_size > MAX_TOKENIZER:
+            raise ValueError("too large")
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not all(isinstance(name, str) and Path(name).name == name for name in names) or not names:
+            raise ValueError("no plain names of files")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{index} is damaged ({error}); copy it again") from None
+    return names
+
+
+def _need(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; copy {path.parent.name}/ of the published folder to {path.parent}")
+    return path
+
+
+def _encoder(kind: str, folder: Path, variant: str | None, precision: torch.dtype) -> nn.Module:
+    """A frozen encoder, all of its weights and no others, on the CPU.
+
+    Raises:
+        ValueError: If config.json or the weights are damaged, or do not belong together.
+    """
+    import transformers
+
+    names = {"t5": "T5EncoderModel", "clip": "CLIPTextModel", "pooled": "CLIPTextModelWithProjection"}
+    network_class = getattr(transformers, names[kind])
+    try:
+        _check_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        with _silence(transformers):
+            encoder, info = network_class.from_pretrained(
+                folder, dtype=precision, variant=variant, use_safetensors=True, local_files_only=True,
+                output_loading_info=True, ignore_mismatched_sizes=False,
+            )  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever transformers makes of files that it was not written for
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{folder} holds no {names[kind]}, or is damaged ({said}); copy it again") from error
+    wrong = sorted({str(key) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[what]})
+    if wrong:
+        raise ValueError(f"{folder} does not fit {names[kind]}: {len(wrong)} names or shapes differ, first {wrong[0]}")
+    return encoder.requires_grad_(False).eval()
+
+
+def _silence(transformers: Any):
+    """Within, transformers prints neither warnings nor progress: what matters is raised."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def quiet():
+        logging = transformers.utils.logging
+        before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+            if bar:
+                logging.enable_progress_bar()
+
+    return quiet()
+
+
+def _check_config(values: Any) -> None:
+    """Refuse numbers that would take memory or time without end."""
+    if not isinstance(values, dict):
+        raise ValueError("config.json holds no object")
+    for key, value in values.items():
+        most = MAX_LAYERS if "layers" in key else MAX_SIZE
+        if isinstance(value, (int, float)) and not -1 <= value <= most:
+            raise ValueError(f"config.json has {key} {value}, expected at most {most}")
+
+
+def _t5_tokenizer(folder: Path, tokens: int) -> tuple[Callable, int, list[Path]]:
+    """T5's tokenizer, from tokenizer.json or, without the sentencepiece library, from spiece.model."""
+    from tokenizers import Tokenizer
+
+    from align3d.models.spiece import read_unigram
+
+    path = next((folder / name for name in TOKENIZERS["t5"] if (folder / name).is_file()), None)
+    path = path or _need(folder / "spiece.model")
+    try:
+        if path.stat().st_size > MAX_TOKENIZER:
+            raise ValueError("too large")
+        tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else read_unigram(path.read_bytes())
+        pad = tokenizer.token_to_id("<pad>")
+        if pad is None or not tokenizer.encode("").ids:
+            raise ValueError("it knows no <pad>, or adds no end to a text")
+        tokenizer.enable_truncation(tokens)
+        tokenizer.no_padding()
+    except Exception as error:  # the library raises plain Exceptions
+        raise ValueError(f"{path} is damaged, or no tokenizer of T5 ({error}); copy it again") from None
+    return lambda texts: [tokenizer.encode(text).ids for text in texts], pad, [path]
+
+
+def _clip_tokenizer(folder: Path, tokens: int) -> tuple[Callable, int, list[Path]]:
+    """CLIP's tokenizer, from vocab.json and merges.txt; what it pads with, from tokenizer_config.json."""
+    from transformers import CLIPTokenizer
+
+    used = [_need(folder / name) for name in TOKENIZERS["clip"]]
+    used += [path for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json") if path.is_file()]
+    try:
+        if any(path.stat().st_size > MAX_TOKENIZER for path in used):
+            raise ValueError("too large")
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        pad = tokenizer.pad_token_id
+        if pad is None or len(tokenizer("")["input_ids"]) != 2:
+            raise ValueError("it has no token for padding, for the start or for the end")
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder} is damaged, or no tokenizer of CLIP ({said}); copy it again") from None
+    return lambda texts: tokenizer(list(texts), truncation=True, max_length=tokens)["input_ids"], pad, used
