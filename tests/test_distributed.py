@@ -3,14 +3,14 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from fakes import PROMPTS, SMALL, FakeMethod, FakeModel, FakeScore, forked, steady, weights
+from fakes import PROMPTS, SMALL, FakeMethod, FakeModel, FakeScore, steady, weights
+from pairs import alone_and_in_pair, run_script
 
 from align3d import distributed
 from align3d.log import read_metrics
@@ -32,8 +32,6 @@ class Loud(FakeMethod):
 
 def process(root: Path, rank: int, world: int) -> None:
     """One of `world` processes that train on eight rows together, started with different adapters."""
-    if world > 1:
-        torch.distributed.init_process_group(init_method=f"file://{root}/meet", rank=rank, world_size=world)
     model, seen = FakeModel(seed=rank), []
     loop, out = replace(SMALL, batch_size=8 // world**2, accumulate=world, sample_every=3), root / f"world-{world}"
     hooks = [lambda done, model: seen.append(done)]
@@ -52,23 +50,9 @@ def process(root: Path, rank: int, world: int) -> None:
     (root / f"{world}-{rank}.json").write_text(json.dumps(found))
 
 
-def main(root: Path) -> None:
-    """One process, then two at a time."""
-    forked(lambda: process(root, 0, 1))
-    child = os.fork()
-    if child == 0:
-        os._exit(forked(lambda: process(root, 1, 2)))
-    if forked(lambda: process(root, 0, 2)) or os.waitpid(child, 0)[1]:
-        sys.exit("a process failed")
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    paths = os.pathsep.join([str(Path(distributed.__file__).parent.parent), str(Path(__file__).parent)])
-    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert not done.returncode, done.stderr
+    run_script(__file__, tmp_path)
     one, first, second = (json.loads((tmp_path / name).read_text()) for name in ("1-0.json", "2-0.json", "2-1.json"))
     assert first["weights"] == second["weights"]
     assert first["weights"] != weights(FakeModel())
@@ -117,6 +101,4 @@ def test_alone_everything_is_the_identity():
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).zero_grad()  # imports for seconds, once for all processes
-    main(Path(sys.argv[1]))
+    alone_and_in_pair(process, Path(sys.argv[1]))
