@@ -4,7 +4,7 @@ cache.json                  what it was made of: text encoder, precision, the ha
 shard-00000.safetensors     some prompts, by length: the states of their tokens end to end, sizes, checksums, texts
 index.safetensors           where each prompt is, by sorted hashes of the prompts; written last
 
-All files but cache.json are mapped into memory, and the pages of a row are let go once it is copied: what stays in
+All files but cache.json are mapped into memory, and their pages are let go once a row is copied: what stays in
 memory does not grow with the number of prompts. `align3d.prompt_cache` writes them.
 """
 
@@ -33,7 +33,7 @@ FORMAT = "align3d prompt cache 1"
 ABOUT, INDEX = "cache.json", "index.safetensors"
 MAX_ABOUT, MAX_HEADER = 1 << 20, 1 << 20  # bytes
 OPEN = 64  # shards that are mapped at a time
-TYPES = {"U8": "uint8", "I64": "int64", "F32": "float32", "BF16": "uint16"}  # of safetensors, as numpy has them
+BYTES = {"U8": 1, "BF16": 2, "F32": 4, "I64": 8}  # of a number, by the kinds that safetensors names
 
 
 def hash_of(prompt: str) -> int:
@@ -98,6 +98,7 @@ class Mapped:
             with path.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._advise("MADV_RANDOM")  # else each page brings its neighbours
             self._read_header()
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is missing; copy the prompt cache again") from None
@@ -111,28 +112,35 @@ class Mapped:
         if self.size < 8 or length > min(MAX_HEADER, self.size - 8):
             raise ValueError("it is cut off, or no safetensors file")
         header = json.loads(self.map[8 : 8 + length])
-        self.told: dict[str, str] = header.pop("__metadata__", {})
+        self.told: dict[str, str] = dict(header.pop("__metadata__", {}))
         self.tensors: dict[str, tuple[str, tuple[int, ...], int]] = {}
         end = base = 8 + length
         for name, entry in header.items():
             kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             if not all(isinstance(n, int) and n >= 0 for n in (*shape, first, last)):
                 raise ValueError(f"{name} has no sizes")
-            wide = {"U8": 1, "BF16": 2, "F32": 4, "I64": 8}[kind]
-            if math.prod(shape) * wide != last - first or base + last > self.size:
+            if math.prod(shape) * BYTES[kind] != last - first or base + last > self.size:
                 raise ValueError(f"it is cut off at {name}")
             self.tensors[name] = kind, shape, base + first
             end = max(end, base + last)
         if end != self.size:
             raise ValueError(f"it has {self.size} bytes, expected {end}")
 
-    def shape(self, name: str, axes: int) -> tuple[int, ...]:
-        """The shape of a tensor with so many axes.
+    def let_go(self) -> None:
+        """Let all pages leave this process's memory; they are read again when they are needed."""
+        self._advise("MADV_DONTNEED")
+
+    def _advise(self, what: str) -> None:
+        if hasattr(self.map, "madvise") and hasattr(mmap, what):  # not on Windows
+            self.map.madvise(getattr(mmap, what))
+
+    def shape(self, name: str, axes: int, kinds: tuple[str, ...] = ("I64",)) -> tuple[int, ...]:
+        """The shape of a tensor with so many axes, of numbers of one of these kinds.
 
         Raises:
             ValueError: If there is none.
         """
-        if name not in self.tensors or len(self.tensors[name][1]) != axes:
+        if name not in self.tensors or len(self.tensors[name][1]) != axes or self.tensors[name][0] not in kinds:
             raise ValueError(f"{self.path} is damaged (it has no {name}); delete it and run align3d embed again")
         return self.tensors[name][1]
 
@@ -140,26 +148,24 @@ class Mapped:
         """A tensor of integers, not copied."""
         import numpy as np
 
-        shape = self.shape(name, axes)
+        shape = self.shape(name, axes, ("I64", "U8"))
         kind, _, start = self.tensors[name]
-        count = int(np.prod(shape))
-        return np.frombuffer(self.map, TYPES[kind], count, start).reshape(shape) if count else np.zeros(shape, "i8")
+        count, dtype = int(np.prod(shape)), {"I64": "<i8", "U8": "u1"}[kind]
+        return np.frombuffer(self.map, dtype, count, start).reshape(shape) if count else np.zeros(shape, dtype)
 
     def rows(self, name: str, first: int, count: int) -> tuple[Float[Tensor, "n D"], bytearray]:
         """Rows of a table, copied, float32; and their bytes. Their pages are let go."""
         import torch
 
-        rows, width = self.shape(name, 2)
+        rows, width = self.shape(name, 2, ("F32", "BF16"))
         if not 0 <= first <= first + count <= rows:
             raise ValueError(f"{self.path} has {rows} rows of {name}, not {first + count}; copy the cache again")
         kind, _, start = self.tensors[name]
-        wide = width * (2 if kind == "BF16" else 4)
+        wide = width * BYTES[kind]
         begin, end = start + first * wide, start + (first + count) * wide
         with memoryview(self.map) as whole:
             data = bytearray(whole[begin:end])
-        if hasattr(self.map, "madvise") and data:
-            page = begin - begin % mmap.PAGESIZE
-            self.map.madvise(mmap.MADV_DONTNEED, page, end - page)
+        self.let_go()
         dtype = torch.bfloat16 if kind == "BF16" else torch.float32
         table = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return table.view(count, width).float(), data
@@ -221,6 +227,7 @@ class PromptCache:
 
         check_lengths(prompts)
         rows = [self._row(prompt) for prompt in prompts]
+        self.index.let_go()
         tokens, width = self.about["encoder"]["tokens"], self.about["encoder"]["width"]
         states, keep = torch.zeros(len(rows), tokens, width), torch.zeros(len(rows), tokens)
         for i, (found, _) in enumerate(rows):
