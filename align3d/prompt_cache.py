@@ -279,9 +279,9 @@ def keep_above(prompts: Sequence[str], rewards: Path, threshold: float) -> list[
 
     Args:
         prompts: All of them.
-        rewards: A .npy file with one number per prompt, in their order; or a .jsonl file with rows that have "prompt"
-            and "reward", in any order, or what `align3d sample` wrote with one of --rewards: a prompt's reward is then
-            the mean over its samples.
+        rewards: A .npy file with one number per prompt, in their order; a .jsonl file with rows that have "prompt" and
+            "reward", in any order (of several of one prompt, their mean counts), or samples.jsonl of `align3d sample`
+            with one reward; or table.json of `align3d evaluate` with one reward, of which the base model's count.
         threshold: Prompts at it are left out.
 
     Raises:
@@ -292,11 +292,20 @@ def keep_above(prompts: Sequence[str], rewards: Path, threshold: float) -> list[
         raise ValueError(f"--keep-above must be a number, got {threshold}")
     if not rewards.is_file():
         raise FileNotFoundError(f"no file of rewards {rewards}; give a .npy or .jsonl file with a number per prompt")
-    if rewards.suffix not in (".npy", ".jsonl"):
-        raise ValueError(f"{rewards} must be a .npy or .jsonl file")
+    if rewards.suffix not in (".npy", ".jsonl", ".json"):
+        raise ValueError(f"{rewards} must be a .npy or .jsonl file, or table.json of align3d evaluate")
     if rewards.stat().st_size > MAX_BYTES:
         raise ValueError(f"{rewards} has {rewards.stat().st_size} bytes, at most {MAX_BYTES} are read")
-    values = _npy(rewards, len(prompts)) if rewards.suffix == ".npy" else _jsonl(rewards, prompts)
+    if rewards.suffix == ".npy":
+        values = _npy(rewards, len(prompts))
+    else:
+        found = (_jsonl if rewards.suffix == ".jsonl" else _table)(rewards)
+        missing = [prompt for prompt in prompts if prompt not in found]
+        if missing:
+            raise ValueError(
+                f"{rewards} has no reward for {len(missing)} of {len(prompts)} prompts, first {missing[0]!r}"
+            )
+        values = [math.fsum(found[prompt]) / len(found[prompt]) for prompt in prompts]
     bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
     if bad is not None:
         raise ValueError(f"{rewards} has {values[bad]} for prompt {prompts[bad]!r}, expected a finite number")
@@ -319,8 +328,8 @@ def _npy(path: Path, count: int) -> list[float]:
     return [float(value) for value in found]
 
 
-def _jsonl(path: Path, prompts: Sequence[str]) -> list[float]:
-    """A number for each prompt, the mean of its rows."""
+def _jsonl(path: Path) -> dict[str, list[float]]:
+    """Prompt -> the numbers of its rows."""
     found: dict[str, list[float]] = {}
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
@@ -329,10 +338,20 @@ def _jsonl(path: Path, prompts: Sequence[str]) -> list[float]:
                 found.setdefault(prompt, []).append(value)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    missing = [prompt for prompt in prompts if prompt not in found]
-    if missing:
-        raise ValueError(f"{path} has no reward for {len(missing)} of {len(prompts)} prompts, first {missing[0]!r}")
-    return [math.fsum(found[prompt]) / len(found[prompt]) for prompt in prompts]
+    return found
+
+
+def _table(path: Path) -> dict[str, list[float]]:
+    """Prompt -> the base model's reward."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        base = next(result["prompts"] for result in table["results"] if result["name"] == "base")
+        names = [name for name in base if name != "diversity"]
+        if len(names) != 1:
+            raise ValueError(f"it has {len(names)} rewards ({', '.join(map(str, names))}), expected one")
+        return {prompt: [float(value)] for prompt, value in zip(table["prompts"], base[names[0]], strict=True)}
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
+        raise ValueError(f"{path} is no table.json of align3d evaluate with one reward ({error!r:.100})") from None
 
 
 def _row(line: str, where: str) -> tuple[str, float]:

@@ -313,6 +313,10 @@ def test_keep_above(tmp_path):
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert keep_above(prompts, tmp_path / "r.jsonl", 0.3) == ["b", "c", "b"]  # "a" has a mean of 0.3
     assert keep_above(prompts, tmp_path / "r.jsonl", 0.29) == prompts
+    base = {"name": "base", "prompts": {"dnc": [0.5, 0.7, 0.6], "diversity": [9, 9, 9]}}
+    tuned = {"name": "run", "prompts": {"dnc": [1, 1, 1]}}
+    (tmp_path / "t.json").write_text(json.dumps({"prompts": ["a", "b", "c"], "results": [base, tuned]}))
+    assert keep_above(prompts, tmp_path / "t.json", 0.5) == ["b", "c", "b"]
 
 
 class Evil:
@@ -337,6 +341,8 @@ class Evil:
         ("r.jsonl", b'{"prompt": "a", "reward": true}\n', "line 1: expected"),
         ("r.jsonl", b"[" * 50_000, "line 1: expected"),
         ("r.jsonl", b"\xff", "not UTF-8"),
+        ("r.json", b'{"prompts": ["a"], "results": []}', "no table.json of align3d evaluate"),
+        ("r.json", b'{"prompts": [], "results": [{"name": "base", "prompts": {"x": [], "y": []}}]}', "2 rewards"),
         ("r.txt", b"1", "must be a .npy or .jsonl"),
     ],
 )
@@ -373,6 +379,10 @@ def test_the_command_writes_what_a_model_reads(here, capsys):
     assert torch.equal(open_cache(here / "cache")(prompts).states, Letters()(prompts).states)
     before = contents(here)
     assert main(EMBED) == 0 and contents(here) == before
+    np.save("r.npy", np.array([2.0, 1.0]))
+    assert main([*EMBED[:-1], "few", "--keep-above", "1", "--rewards", "r.npy"]) == 0
+    few = open_cache(here / "few")
+    assert len(few) == 2 and "a red cube" in few
 
 
 @pytest.mark.parametrize(
@@ -394,5 +404,6 @@ def test_the_command_refuses_another_start(here, capsys):
     assert main(EMBED) == 0
     capsys.readouterr()
     assert "precision 'float32' instead of 'bfloat16'" in refused(capsys, [*EMBED, "--precision", "bfloat16"])
+    assert "--keep-above and --rewards belong together" in refused(capsys, [*EMBED, "--keep-above", "1"])
     assert "batch_size" in refused(capsys, [*EMBED, "--batch-size", "0"])
     assert "no text encoder" in refused(capsys, ["embed", "--model", "mine:Toy", *EMBED[3:-1], "new"])

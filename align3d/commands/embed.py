@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from align3d.commands.inputs import choose_device, load_model, read_prompts
+from align3d.commands.inputs import choose_device, choose_prompts, load_model, read_prompts
 from align3d.models.embedded import ASSETS, Embedded
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class Embed:
 
     prompts: Path  # text file, a prompt per line; train, heldout = lists of the embedded generator
     out: Path  # the cache's folder; new, or with an earlier start of the same
+    keep_above: float | None = None  # encode only prompts with a reward greater than this in --rewards
+    rewards: Path | None = None  # their rewards: .npy, .jsonl, or table.json of evaluate; see docs/prompts.md
     precision: Literal["bfloat16", "float32"] | None = None  # of encoder and cache; none = bfloat16, embedded: float32
     offload: bool = False  # keep the encoder on the CPU and move it to the GPU for each batch
     batch_size: int = 32  # prompts at a time; more needs more memory
@@ -41,7 +43,7 @@ def run(options: Embed, *, names: dict[str, str], model: Any) -> None:
     from align3d.models.text import check_lengths
     from align3d.prompt_cache import embed
 
-    prompts = read_prompts(options.prompts)
+    prompts = choose_prompts(read_prompts(options.prompts), options.keep_above, options.rewards, "--rewards")
     check_lengths(prompts)
     source = text_source(model, names["model"], options)
     cache = embed(

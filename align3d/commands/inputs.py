@@ -66,6 +66,28 @@ def gather(given: Sequence[str], file: Path | None) -> list[str]:
     return [*given, *(read_prompts(file) if file is not None else [])]
 
 
+def choose_prompts(prompts: list[str], above: float | None, rewards: Path | None, flag: str) -> list[str]:
+    """The prompts whose reward in a file is above a number, as `prompt_cache.keep_above` has it; all without both.
+
+    Args:
+        prompts: All of them, as `read_prompts` gives them.
+        above: What --keep-above says.
+        rewards: The file that `flag` names.
+        flag: The name of the flag.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If only one of the two is given, or the file does not fit.
+    """
+    if above is None and rewards is None:
+        return prompts
+    if above is None or rewards is None:
+        raise ValueError(f"--keep-above and {flag} belong together; give both, or none")
+    from align3d.prompt_cache import keep_above
+
+    return keep_above(prompts, rewards, above)
+
+
 def new_folder(out: Path) -> None:
     """Check that a folder to write to is new or empty and can be made; leaves nothing there.
 
