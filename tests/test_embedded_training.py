@@ -327,7 +327,7 @@ def test_exported_weights_load_and_predict_as_in_training(exported):
     prompts = ["a red mug", "something else"]
     cond = model.encode(prompts)
     with torch.no_grad():
-        shipped = model.network_output(x, t, cond.states, cond.keep)
+        shipped = model.output(x, t, cond.text)
         trained = generator(x, t, generator.text_encoder.tokenize(prompts))
     assert shipped.std() > 0.01
     assert torch.allclose(shipped, trained, atol=1e-4)

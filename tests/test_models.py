@@ -83,7 +83,7 @@ def test_prediction_is_the_noise_when_v_is_exact(model):
     x0, eps, t = noise(model), noise(model).flip(0), torch.tensor([0.2, 0.8])
     x = add_noise(model.schedule, x0, eps, t)
     model.guidance = 1.0
-    model.network_output = lambda *_: v_from_eps(model.schedule, x, eps, t)
+    model.output = lambda *_: v_from_eps(model.schedule, x, eps, t)
     assert torch.allclose(model.predict(x, t, model.encode(PROMPTS)), eps, atol=1e-5)
 
 
@@ -201,7 +201,7 @@ def test_everything_is_where_the_model_was_asked_to_live(weights, monkeypatch):
     tensors = [*model.network.parameters(), *model.codec.parameters(), *model.codec.buffers()]
     tensors += [*model.adapter.parameters(), model.cameras.c2w, model.cameras.K, model.plucker, model.turns]
     assert {x.device.type for x in tensors} == {"meta"} and model.device.type == "meta"
-    assert sampling_times(model).device.type == model.encode(PROMPTS).states.device.type == "meta"
+    assert sampling_times(model).device.type == model.encode(PROMPTS).text.states.device.type == "meta"
     x = torch.zeros(2, *model.latent_shape, device="meta")
     assert model.decode(x).means.device.type == "meta"
 
@@ -216,13 +216,13 @@ def test_only_real_bfloat16_counts(monkeypatch):
 
 def counted(model):
     """The texts that the model has encoded, as it goes on."""
-    encode, texts = model.encode_text, []
+    encode, texts = model.text, []
 
     def count(prompts):
         texts.extend(prompts)
         return encode(prompts)
 
-    model.encode_text = count
+    model.text = count
     return texts
 
 
@@ -231,11 +231,12 @@ def test_texts_are_encoded_once_and_whatever_came_before(model, weights, monkeyp
     first = model.encode(PROMPTS)
     again = model.encode([*PROMPTS[::-1], PROMPTS[1]])
     assert texts == ["", *PROMPTS]
+    first, again = first.text, again.text
     assert torch.equal(again.states, first.states[[1, 0, 1]]) and torch.equal(again.keep, first.keep[[1, 0, 1]])
     assert not torch.equal(first.states[0], first.states[1]) and first.states.shape[0] == 2
     model.texts.clear()
-    assert torch.equal(model.encode(["a mug", *PROMPTS]).states[1:], first.states)
-    monkeypatch.setattr("align3d.models.diffsplat.TEXTS", 2)
+    assert torch.equal(model.encode(["a mug", *PROMPTS]).text.states[1:], first.states)
+    monkeypatch.setattr("align3d.models.diffsplat.TEXTS", first.states.nbytes)  # of two
     model.encode([f"mug {i}" for i in range(5)])
     assert list(model.texts) == ["mug 3", "mug 4"]
 

@@ -39,9 +39,9 @@ def test_adapter_round_trip_and_peft_reads_it(model, weights, tmp_path):
     peft = PeftModel.from_pretrained(network, str(tmp_path / "adapter"))
     x, t, cond = noise(model), torch.tensor([0.4, 0.6]), model.encode(["a red mug", "a blue dog"])
     with torch.no_grad():
-        mine = model.network_output(x, t, cond.states, cond.keep)
-        model.network = peft
-        assert torch.allclose(model.network_output(x, t, cond.states, cond.keep), mine, atol=1e-5)
+        mine = model.output(x, t, cond.text)
+        model.denoiser.network = peft
+        assert torch.allclose(model.output(x, t, cond.text), mine, atol=1e-5)
 
 
 def test_same_seed_same_adapter_and_no_global_randomness(weights):

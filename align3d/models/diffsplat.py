@@ -1,7 +1,8 @@
 """DiffSplat: a multi-view latent diffusion model whose views are splat maps (Lin et al. 2025).
 
-The networks are stock diffusers classes with multi-view attention; this file adapts them to the BaseModel contract.
-Latents are (B, V, C, h, w); a network sees rows (b v), object-major.
+The networks are stock diffusers classes with multi-view attention (nets/denoisers.py); this file adapts them to the
+BaseModel contract. Latents are (B, V, C, h, w). What differs between the published generators and the embedded one is
+in the parts, and in the options of the files that load them: embedded.py, published.py.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.diffusion.guidance import guide
-from align3d.diffusion.schedule import eps_from_v
+from align3d.diffusion.schedule import eps_from_flow, eps_from_v
 from align3d.models.splat_maps import quaternion
+from align3d.models.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -24,29 +26,28 @@ if TYPE_CHECKING:
 
     from align3d.models.lora import Adapter
     from align3d.models.splat_maps import SplatMaps
+    from align3d.models.text import TextSource
     from align3d.scenes.gaussians import Gaussians
     from align3d.types import Cameras
 
-TEXTS = 256  # encoded texts that are kept
+TEXTS = 1 << 28  # bytes of encoded texts that are kept
 
 
 @dataclass(frozen=True)
 class TextCond:
-    """Encoded prompts, one row each, and the encoded empty prompt."""
+    """Encoded prompts, one row each, and the encoded empty prompt, one row."""
 
-    states: Float[Tensor, "B T D"]
-    keep: Float[Tensor, "B T"]  # 1 = token, 0 = padding
-    empty_states: Float[Tensor, "1 T D"]
-    empty_keep: Float[Tensor, "1 T"]
+    text: Text
+    empty: Text
 
 
 @dataclass(eq=False)
 class DiffSplat:
     """A DiffSplat generator behind the BaseModel contract."""
 
-    network: nn.Module  # multi-view denoiser on rows (b v)
+    denoiser: Any  # a multi-view network behind one call: one of nets.denoisers
     codec: nn.Module  # decode(latents) -> maps (B, V, 12, H, W)
-    encode_text: Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # prompts -> states (B, T, D), keep (B, T); T fixed
+    text: TextSource  # prompts -> Text; "" is the negative prompt
     schedule: Any
     cameras: Cameras  # one set of V cameras, those of the maps; on the device of the networks
     maps: SplatMaps
@@ -54,42 +55,42 @@ class DiffSplat:
     adapter: Adapter | None  # None: a generator that is not trained
     steps: int  # sampling steps
     guidance: float
-    prediction: Literal["epsilon", "v"] = "v"
-    precision: torch.dtype | None = None  # of matrix products inside the network; None = its own
+    prediction: Literal["epsilon", "v", "flow"] = "v"
+    precision: torch.dtype | None = None  # of matrix products inside the denoiser; None = that of its weights
+    plucker: Tensor | None = None  # (1, V, 6, h, w), a part of the denoiser's input; None = through latent pixels
     options: Any = None  # the dataclass that it was loaded from, for config.json
-    plucker: Tensor = field(init=False)  # (1, V, 6, h, w), a part of the network's input
     turns: Tensor = field(init=False)  # (1, V, 4), quaternions of the cameras' rotations
-    texts: dict[str, tuple[Tensor, Tensor]] = field(init=False, default_factory=dict)  # encoded, the latest last
+    texts: dict[str, Text] = field(init=False, default_factory=dict)  # encoded, one row each, the latest last
 
     def __post_init__(self) -> None:
-        h, w = self.latent_shape[-2:]
-        self.plucker = plucker_rays(self.cameras, h, w)
+        if self.plucker is None:
+            self.plucker = plucker_rays(self.cameras, *self.latent_shape[-2:])
         self.turns = quaternion(self.cameras.c2w[..., :3, :3])
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser's network."""
+        return self.denoiser.network
 
     @property
     def device(self) -> torch.device:
         """Where the networks live."""
-        return next(self.network.parameters()).device
+        return self.denoiser.device
 
     def encode(self, prompts: Sequence[str]) -> TextCond:
         """Text states, those of the latest texts from memory. No gradient: the text encoder is frozen."""
-        import torch
+        empty, *rows = (self._encoded(prompt) for prompt in ["", *prompts])
+        return TextCond(Text.cat(rows), empty)
 
-        states, keep = zip(*(self._encoded(prompt) for prompt in ["", *prompts]), strict=True)
-        return TextCond(torch.stack(states[1:]), torch.stack(keep[1:]), states[0][None], keep[0][None])
-
-    def _encoded(self, text: str) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T"]]:
-        """States of one text and which are tokens; encoded alone, so that they never depend on what came before."""
-        import torch
-
-        if text not in self.texts:
-            with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be used in training
-                states, keep = self.encode_text([text])
-            self.texts[text] = states[0], keep[0].to(states)
-        self.texts[text] = self.texts.pop(text)  # now the latest
-        while len(self.texts) > TEXTS:
+    def _encoded(self, prompt: str) -> Text:
+        """One text; encoded alone, so that it never depends on what came before."""
+        if prompt not in self.texts:
+            self.texts[prompt] = self.text([prompt]).to(self.device)
+        self.texts[prompt] = self.texts.pop(prompt)  # now the latest
+        most = max(2, TEXTS // self.texts[prompt].states.nbytes)
+        while len(self.texts) > most:
             del self.texts[next(iter(self.texts))]
-        return self.texts[text]
+        return self.texts[prompt]
 
     def predict(self, x: Float[Tensor, "B *L"], t: Float[Tensor, "B"], cond: TextCond) -> Float[Tensor, "B *L"]:
         """The noise in x, with guidance, float32.
@@ -105,29 +106,21 @@ class DiffSplat:
 
         B = len(x)
         if self.guidance == 1:
-            out = self.network_output(x, t, cond.states, cond.keep)
+            out = self.output(x, t, cond.text)
         else:
-            states = torch.cat([cond.states, cond.empty_states.expand(B, -1, -1)])
-            keep = torch.cat([cond.keep, cond.empty_keep.expand(B, -1)])
-            both = self.network_output(torch.cat([x, x]), torch.cat([t, t]), states, keep)
-            out = guide(both[:B], both[B:], self.guidance)
-        return eps_from_v(self.schedule, x, out, t) if self.prediction == "v" else out
+            both = Text.cat([cond.text, *[cond.empty] * B])
+            out = self.output(torch.cat([x, x]), torch.cat([t, t]), both)
+            out = guide(out[:B], out[B:], self.guidance)
+        convert = {"v": eps_from_v, "flow": eps_from_flow}.get(self.prediction)
+        return out if convert is None else convert(self.schedule, x, out, t)
 
-    def network_output(self, x: Tensor, t: Tensor, states: Tensor, keep: Tensor) -> Tensor:
-        """The raw output of the denoiser (B, V, C, h, w), float32."""
+    def output(self, x: Float[Tensor, "B *L"], t: Float[Tensor, "B"], text: Text) -> Float[Tensor, "B *L"]:
+        """What the denoiser says, without guidance, float32."""
         import torch
 
-        B, V = x.shape[:2]
-        rows = torch.cat([x, self.plucker.to(x).expand(B, -1, -1, -1, -1)], 2).flatten(0, 1)
+        rays = self.plucker.to(x).expand(len(x), -1, -1, -1, -1)
         with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
-            out = self.network(
-                rows,
-                encoder_hidden_states=states.repeat_interleave(V, 0),
-                timestep=self.schedule.index(t).repeat_interleave(V),
-                encoder_attention_mask=keep.repeat_interleave(V, 0),
-                return_dict=False,
-            )[0]
-        return out.float().unflatten(0, (B, V))
+            return self.denoiser(torch.cat([x, rays], 2), t, text)
 
     def decode(self, x0: Float[Tensor, "B *L"]) -> Gaussians:
         """The Gaussians of clean latents, in the codec's own precision. Gradient: to x0.
@@ -151,12 +144,40 @@ class DiffSplat:
 
 def plucker_rays(cameras: Cameras, height: int, width: int) -> Float[Tensor, "B V 6 h w"]:
     """Moment o x d and unit direction d of the ray through the centre of every latent pixel, world frame."""
-    import torch
-    import torch.nn.functional as F
-
     from align3d.scenes.cameras import pixel_rays
 
     shrink = cameras.K.new_tensor([[width / cameras.width], [height / cameras.height], [1.0]])
-    origin, direction = pixel_rays(replace(cameras, K=cameras.K * shrink, height=height, width=width))
+    return plucker(*pixel_rays(replace(cameras, K=cameras.K * shrink, height=height, width=width)))
+
+
+def plucker_rays_published(cameras: Cameras, height: int, width: int) -> Float[Tensor, "B V 6 h w"]:
+    """The maps that the published weights were trained with, defect included.
+
+    Rays of the pixels of the picture on a grid that includes both end points, x / (W - 1), but with half a picture
+    added, so that they cover 0 to 0.72 instead of -0.36 to 0.36; then resized, bilinear, without antialiasing.
+
+    Source: the released code of DiffSplat.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    size = cameras.K.new_tensor([cameras.width, cameras.height])
+    focal, centre = (cameras.K[..., [0, 1], k] / size for k in ([0, 1], [2, 2]))  # in units of the picture
+    axes = (torch.linspace(0, 1, n, device=size.device, dtype=size.dtype) for n in (cameras.width, cameras.height))
+    x, y = torch.meshgrid(*axes, indexing="xy")
+    grid = torch.stack([x, y]) + 0.5  # (2, H, W)
+    slopes = (grid - centre[..., None, None]) / focal[..., None, None]
+    rays = torch.cat([slopes, torch.ones_like(slopes[:, :, :1])], 2)
+    direction = torch.einsum("bvij,bvjhw->bvihw", cameras.c2w[..., :3, :3], rays)
+    full = plucker(cameras.c2w[..., :3, 3, None, None], direction)
+    small = F.interpolate(full.flatten(0, 1), (height, width), mode="bilinear", align_corners=False)
+    return small.unflatten(0, full.shape[:2])
+
+
+def plucker(origin: Float[Tensor, "B V 3 *1"], direction: Float[Tensor, "B V 3 h w"]) -> Float[Tensor, "B V 6 h w"]:
+    """Moment and unit direction of rays."""
+    import torch
+    import torch.nn.functional as F
+
     d = F.normalize(direction, dim=2)
     return torch.cat([torch.linalg.cross(origin.expand_as(d), d, dim=2), d], 2)

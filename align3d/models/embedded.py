@@ -57,13 +57,14 @@ class Embedded:
         from align3d.models.diffsplat import DiffSplat
         from align3d.models.lora import Adapter
         from align3d.models.nets.codec import PATCH
-        from align3d.models.nets.multiview import set_multiview
+        from align3d.models.nets.denoisers import PixArt
         from align3d.models.splat_maps import SplatMaps
+        from align3d.models.text import WordText
         from align3d.scenes.cameras import to_device
 
         network, codec, text = load_networks(self.weights or ASSETS)
-        V = codec.config.num_views
-        set_multiview(network, V)
+        V, schedule = codec.config.num_views, DiscreteVP()
+        denoiser = PixArt(network, V, schedule.index)
         for part in (network, codec, text):
             part.requires_grad_(False).eval()
         adapter = Adapter(network, self.rank, self.alpha)
@@ -72,15 +73,12 @@ class Embedded:
         for part in (network, codec, text):  # last, so that the adapter starts from the same numbers everywhere
             part.to(device)
 
-        def encode_text(prompts):
-            return text(text.tokenize(prompts).to(device))
-
         size = codec.config.sample_size
         return DiffSplat(
-            network=network,
+            denoiser=denoiser,
             codec=codec,
-            encode_text=encode_text,
-            schedule=DiscreteVP(),
+            text=WordText(text),
+            schedule=schedule,
             cameras=to_device(map_cameras(size), torch.zeros((), device=device)),
             maps=SplatMaps(quaternions="camera", normalize_quats=True),
             latent_shape=(V, codec.config.latent_channels, size // PATCH, size // PATCH),
