@@ -73,7 +73,8 @@ def moved(module: nn.Module, device: str | torch.device) -> Iterator[None]:
     """Within, a module's weights are on a device; afterwards where they were, without being copied back."""
     before = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
     try:
-        module.to(device)
+        for tensor, data in before:  # not module.to(), which may put other parameters in their place
+            tensor.data = data.to(device)
         yield
     finally:
         for tensor, data in before:
