@@ -143,6 +143,22 @@ def test_shards_and_half_precision_files(copy):
         load_t5(copy / "pas")
 
 
+def test_names_that_published_files_have_twice_or_in_vain(copy):
+    """T5's table under two names, CLIP's list of positions; anything else that is too much is refused."""
+    for name, more, like in (
+        ("pas", "encoder.embed_tokens.weight", "shared.weight"),
+        ("sd15", "text_model.embeddings.position_ids", None),
+    ):
+        path = copy / name / "text_encoder/model.safetensors"
+        before, tensors = LOADERS[name](copy / name)(["a mug"]), load_file(path)
+        extra = tensors[like].clone() if like else torch.arange(77)[None]
+        save_file(tensors | {more: extra}, path, metadata={"format": "pt"})
+        assert torch.equal(LOADERS[name](copy / name)(["a mug"]).states, before.states)
+        save_file(tensors | {"foo": torch.zeros(2)}, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="1 names or shapes differ, first foo"):
+            LOADERS[name](copy / name)
+
+
 def drop(path: Path) -> None:
     tensors = load_file(path)
     del tensors[sorted(tensors)[0]]
