@@ -64,7 +64,7 @@ def test_shards_are_one_network(network, shards):
 
 def test_values_of_the_configuration_may_be_changed(whole):
     with pytest.raises(ValueError, match=r"does not fit PixArt.*: \d+ missing, such as transformer_blocks\.2"):
-        load_part(PixArtTransformer2DModel, whole, changes={"num_layers": 3})
+        load_part(PixArtTransformer2DModel, whole, config=lambda values: values | {"num_layers": 3})
 
 
 def edit(shards, change):

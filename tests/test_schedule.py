@@ -122,3 +122,23 @@ def test_bcast() -> None:
 def test_bad_input(make: object, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         make()
+
+
+def test_times_of_the_published_samplers():
+    """Recorded from diffusers 0.32.0 as DiffSplat's inference configures it."""
+    trailing = DiscreteVP(spacing="trailing")
+    t = trailing.times(10, torch.float64)
+    assert trailing.index(t)[:-1].tolist() == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99] and t[-1] == 0
+    assert float(trailing.sigma(t[5]) / trailing.alpha(t[5])) == pytest.approx(3.4241368770599365, rel=1e-6)
+    flow = Flow(shift=3.0, end=0.003 / 1.002)
+    wanted = [1.0, 0.9003590941429138, 0.7511211037635803, 0.5029850602149963, 0.008928571827709675, 0.0]
+    assert flow.times(5, torch.float64).tolist() == pytest.approx(wanted, abs=1e-7)
+    assert Flow(shift=3.0).times(4).tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+    with pytest.raises(ValueError, match="at most 999 steps"):
+        trailing.times(1000)
+
+
+@pytest.mark.parametrize("options", [{"shift": 0.0}, {"end": 1.0}, {"end": -0.1}])
+def test_times_that_do_not_descend_are_refused(options):
+    with pytest.raises(ValueError, match="shift must be above 0 and end in"):
+        Flow(**options)

@@ -39,6 +39,7 @@ class DiscreteVP:
     beta_start: float = 1e-4  # variance added by the first entry; unread by "cosine"
     beta_end: float = 0.02  # variance added by the last entry; unread by "cosine"
     kind: Literal["linear", "scaled_linear", "cosine"] = "linear"  # scaled_linear: linear in sqrt(beta)
+    spacing: Literal["linspace", "trailing"] = "linspace"  # of a sampler's times; trailing: equal steps from the noise
 
     def __post_init__(self) -> None:
         if self.num_steps < 2:
@@ -47,6 +48,8 @@ class DiscreteVP:
             raise ValueError(f"betas must satisfy 0 < start <= end < 1, got {self.beta_start} and {self.beta_end}")
         if self.kind not in ("linear", "scaled_linear", "cosine"):
             raise ValueError(f"kind must be linear, scaled_linear or cosine, got {self.kind!r}")
+        if self.spacing not in ("linspace", "trailing"):
+            raise ValueError(f"spacing must be linspace or trailing, got {self.spacing!r}")
 
     def index(self, t: Float[Tensor, "*B"]) -> Int[Tensor, "*B"]:
         """The entry nearest to time t, halves to even: t = 1 is num_steps - 1, t = 0 is 0.
@@ -66,8 +69,18 @@ class DiscreteVP:
         return _vp_tables(self, t.device)[1][self.index(t)].to(t.dtype)
 
     def times(self, steps: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "T"]:
-        """The T = steps + 1 times of a sampler, evenly from 1 down to 0."""
-        return _times(steps, dtype)
+        """The T = steps + 1 times of a sampler, from 1 down to 0, evenly or as `spacing` has it.
+
+        Raises:
+            ValueError: If there are no steps, or more with trailing spacing than the table has entries to step over.
+        """
+        even = _times(steps)
+        if self.spacing == "trailing":
+            if steps >= self.num_steps:
+                raise ValueError(f"trailing spacing takes at most {self.num_steps - 1} steps, got {steps}")
+            index = (even * self.num_steps).round() - 1
+            even = index.clamp_min(0) / (self.num_steps - 1)
+        return even.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -75,10 +88,14 @@ class Flow:
     """Straight paths (flow matching, rectified flow): alpha = 1 - t, sigma = t."""
 
     alpha_min: float = 1e-3  # alpha at t = 1; at 0 a noise prediction would say nothing about the data
+    shift: float = 1.0  # of a sampler's times, t to shift t / (1 + (shift - 1) t): above 1, more of them are noisy
+    end: float = 0.0  # before the shift, the last time of a sampler above 0; 0 = equal steps down to 0
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha_min < 1:
             raise ValueError(f"alpha_min must lie between 0 and 1, got {self.alpha_min}")
+        if not 0 < self.shift < math.inf or not 0 <= self.end < 1:
+            raise ValueError(f"shift must be above 0 and end in [0, 1), got {self.shift} and {self.end}")
 
     def alpha(self, t: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """1 - t, at least alpha_min."""
@@ -89,14 +106,21 @@ class Flow:
         return t.clamp_max(1 - self.alpha_min)
 
     def times(self, steps: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "T"]:
-        """The T = steps + 1 times of a sampler, evenly from 1 down to 0."""
-        return _times(steps, dtype)
+        """The T = steps + 1 times of a sampler, from 1 down to 0, evenly before the shift.
+
+        With `end`, as in diffusers' FlowMatchEulerDiscreteScheduler, the last step is another one: from `end` to 0.
+        """
+        t = _times(steps)
+        if self.end:
+            t = torch.cat([torch.linspace(1, self.end, steps, dtype=torch.float64), t[-1:]])
+        return (self.shift * t / (1 + (self.shift - 1) * t)).to(dtype)
 
 
-def _times(steps: int, dtype: torch.dtype) -> Float[Tensor, "T"]:
+def _times(steps: int) -> Float[Tensor, "T"]:
+    """Evenly from 1 down to 0, float64."""
     if steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, got {steps}")
-    return torch.linspace(1, 0, steps + 1, dtype=torch.float64).to(dtype)
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 
 @functools.lru_cache(maxsize=32)

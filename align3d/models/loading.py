@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import torch
@@ -116,7 +116,10 @@ def require_file(path: Path) -> None:
 
 
 def load_part(
-    network_class: type, folder: Path, dtype: torch.dtype | None = None, changes: Mapping[str, Any] | None = None
+    network_class: type,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    config: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Any:
     """One network with an exact match of names and shapes; config keys that the class does not know are ignored.
 
@@ -124,22 +127,22 @@ def load_part(
         network_class: With `from_config(values)`, as diffusers has it.
         folder: With config.json and the weights.
         dtype: Of its parameters; None takes those that the class gives them.
-        changes: Values of config.json that are to be others.
+        config: From what config.json holds to the arguments of the class; others than those are ignored.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file is damaged, or the names or shapes are not the network's; before memory of their size is
             asked for.
     """
-    config = folder / "config.json"
-    require_file(config)
+    file = folder / "config.json"
+    require_file(file)
     weights = Weights.find(folder)
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("config.json holds no object")
         with weights:
-            network = build(network_class, {**values, **(changes or {})}, weights.shapes)
+            network = build(network_class, config(values), weights.shapes)
             fill(network, weights, dtype)
     except NotItsWeights as error:
         file = next(iter(weights.paths.values()))

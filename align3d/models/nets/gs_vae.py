@@ -85,6 +85,11 @@ class GSVAE(ModelMixin, ConfigMixin):
         self.shift = 0.0 if shift is None else shift
         self.decoder, self.chunk, self.recompute = decoder, chunk, recompute
 
+    @property
+    def factor(self) -> int:
+        """Pixels of a map for one of the latents, along a side."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
     def encode(self, maps: Float[Tensor, "B V 12 H W"]) -> Float[Tensor, "B V C h w"]:
         """Latents, the mode of the posterior, float32. Gradient: to the maps, in chunks as for decode."""
         return self._by_chunks(self._encode, maps)
