@@ -172,9 +172,7 @@ def test_what_does_not_fit_is_named(roots, tmp_path, monkeypatch, harm, message)
 
 
 def test_what_is_not_given_is_asked_for(roots, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="weights is not given; it takes the files of huggingface.co/chenguolin"
-    ):
+    with pytest.raises(FileNotFoundError, match="weights is not given; it takes the files of hugging"):
         DiffSplatPAS().load()
     with pytest.raises(FileNotFoundError, match="is no folder"):
         DiffSplatSD15(weights=tmp_path / "none").load()

@@ -1,21 +1,22 @@
 """The three denoisers of DiffSplat behind one call: PixArt-Sigma, the UNet of Stable Diffusion 1.5, SD3.
 
 Each is the stock diffusers network with attention over the views of an object and an input layer that takes the
-Plucker channels as well; names and shapes of the weights are those of the published checkpoints.
+Plucker channels as well; names and shapes of the weights are those of the published checkpoints. This module does
+not import diffusers: networks come from outside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from align3d.models.nets.multiview import Softmax, set_multiview
 from align3d.models.text import Text
 
+Softmax = Literal["network", "float32"]
 PLUCKER = 6  # channels of the rays, after those of the latents
 
 
@@ -46,6 +47,8 @@ class Denoiser:
         Raises:
             ValueError: If the network is another, or has an attention that is not known here.
         """
+        from align3d.models.nets.multiview import set_multiview
+
         if type(network).__name__ != self.stock:
             raise ValueError(f"{type(self).__name__} takes a {self.stock}, got a {type(network).__name__}")
         self.network = set_multiview(network, num_views, softmax)

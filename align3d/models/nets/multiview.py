@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,11 @@ from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from align3d.models.nets.denoisers import Softmax
+
 BEYOND = ("norm_cross", "group_norm", "spatial_norm")  # of Attention, not done here
 JOINT = ("add_q_proj", "add_k_proj", "add_v_proj")  # of an Attention that takes a context as well; all of them or none
 PLAIN = {"residual_connection": False, "rescale_output_factor": 1.0}  # of Attention, as they have to be
-
-Softmax = Literal["network", "float32"]  # type of self-attention: that of the network, or float32
 
 
 class MultiViewAttention:
