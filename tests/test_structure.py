@@ -1,7 +1,9 @@
 """Rules that hold for the whole package, read off its source."""
 
 import ast
+import builtins
 import dataclasses
+import dis
 import importlib
 import os
 import re
@@ -160,6 +162,44 @@ class A:
     assert configurations(tree, set()) == {"A": {"x", "z"}}
     assert configurations(ast.parse("@dataclass\nclass A:\n    x: int"), set()) == {}
     assert "x" not in names_read(tree) and "z" in names_read(tree)
+
+
+def defined(body: list[ast.stmt]) -> set[str]:
+    """Names that the statements of a module bind when it runs; what stands under TYPE_CHECKING is for types alone."""
+    found: set[str] = set()
+    for statement in body:
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            continue
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
+        elif isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            found.add(statement.name)
+        else:
+            found |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return found
+
+
+def unbound(source: str) -> set[str]:
+    """Names that functions of a module look for in it, and that are not there. The linter cannot tell: axes of shapes
+    look the same to it."""
+    known = defined(ast.parse(source).body) | set(dir(builtins)) | {"__file__", "__name__"}
+    codes, found = [compile(source, "x", "exec")], set()
+    while codes:
+        code = codes.pop()
+        codes += [const for const in code.co_consts if hasattr(const, "co_code")]
+        found |= {str(i.argval) for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    return found - known
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_name_is_bound(path):
+    assert unbound(path.read_text(encoding="utf-8")) == set()
+
+
+def test_the_test_of_names_can_fail():
+    source = "if TYPE_CHECKING:\n    from x import Y\ndef f(a: Y):\n    def g():\n        return Y(a, B)\n    return g"
+    assert unbound("from __future__ import annotations\n" + source) == {"Y", "B"}
+    assert unbound("import a.b as c\nwith c as d:\n    e = 1\ndef f():\n    return c, d, e, len, f, __file__") == set()
 
 
 def option_classes() -> set[str]:

@@ -181,7 +181,7 @@ class Models:
             ValueError: If the adapter is damaged or of another model.
         """
         own = {f.name for f in fields(self.options)} if is_dataclass(self.options) else set()
-        told = {key: one.model[key] for key in PEFT.values() if key in own and key in one.model}
+        told = {key: one.model[key] for key in ("rank", "alpha") if key in own and key in one.model}
         options = replace(self.options, **told) if told else self.options
         if one.step is None and "adapter" in own and not self.can_read(options):
             options = replace(options, adapter=one.folder)

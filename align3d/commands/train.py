@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.commands.flags import load_part
-from align3d.commands.inputs import MAX_SEED, check_range, load_model, read_prompts
+from align3d.commands.inputs import MAX_SEED, check_range, choose_prompts, load_model, read_prompts
 from align3d.config import described
 from align3d.log import WATCHED
 
@@ -31,6 +31,8 @@ class Train:
     """
 
     prompts: Path = Path("train")  # text file, a prompt per line; train, heldout = lists of the embedded generator
+    keep_above: float | None = None  # train only on prompts with a reward greater than this in --prompt-rewards
+    prompt_rewards: Path | None = None  # their rewards: .npy, .jsonl, or table.json of evaluate; see docs/prompts.md
     out: Path  # the run's folder; must be new, or an earlier start of the same run with --resume
     resume: bool = False  # go on from the newest checkpoint in the folder
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
@@ -70,6 +72,7 @@ def run(
 
     check_range("seed", loop.seed, 0, MAX_SEED)
     prompts = read_prompts(options.prompts)
+    prompts = choose_prompts(prompts, options.keep_above, options.prompt_rewards, "--prompt-rewards")
     score = Scorer(as_reward(reward), cameras, options.noise, options.background)
     score.check(prompts)
     parts = {"model": model, "method": method, "reward": reward}

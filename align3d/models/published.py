@@ -60,6 +60,8 @@ class Published:
     denoiser: ClassVar[str]  # class in nets.denoisers
     run: ClassVar[str]  # folder of its training
     codec: ClassVar[str]  # folder of the GS-VAE's training
+    encoder: ClassVar[str]  # kind of the text encoder, as caches call it
+    width: ClassVar[str]  # in the network's configuration: numbers of a token
     scaling: ClassVar[float]  # of the latents
     shift: ClassVar[float] = 0.0
     prediction: ClassVar[Literal["epsilon", "v", "flow"]] = "epsilon"
@@ -114,7 +116,7 @@ class Published:
         network = self.load_network(kind, newest(root / self.run) / kind.folder, device)
         label = {} if self.prediction == "flow" else {"label": schedule.index}
         denoiser = kind(network, VIEWS, softmax=self.softmax, **label)
-        texts = self.texts(device)
+        texts = self.texts(device, network.config)
         for part in (network, codec):
             part.requires_grad_(False).eval()
         adapter = Adapter(network, self.rank, self.alpha, LAYERS[self.layers])
@@ -156,16 +158,22 @@ class Published:
             raise FileNotFoundError(f"--model.weights {said}; it takes {SOURCE}: {self.run}/ and {self.codec}/")
         return self.weights
 
-    def texts(self, device: str) -> TextSource:
+    def texts(self, device: str, config: Any) -> TextSource:
         """Where texts come from: the cache, if there is one, else the encoder.
 
+        Args:
+            device: Where the texts shall be.
+            config: Of the denoiser's network, which says how wide they are.
+
         Raises:
-            ValueError: If there is neither.
+            ValueError: If there is neither, or the cache is of another encoder.
         """
         from align3d.models.prompt_cache import open_cache
 
         if self.cache is not None:
-            return open_cache(self.cache, device=device)
+            expect = {"encoder": self.encoder, "width": config[self.width]}
+            expect["pooled"] = config.get("pooled_projection_dim", 0)
+            return open_cache(self.cache, expect, device)
         if self.text is None:
             raise ValueError(
                 "the model needs texts: give --model.cache, a folder that `align3d embed` wrote, or --model.text, the "
@@ -224,6 +232,7 @@ class DiffSplatPAS(Published):
     denoiser = "PixArt"
     run = "gsdiff_gobj83k_pas_fp16__render"
     codec = "gsvae_gobj265k_sdxl_fp16"
+    encoder, width = "t5", "caption_channels"
     scaling = 0.13025
 
     def schedule(self) -> Any:
@@ -248,6 +257,7 @@ class DiffSplatSD15(Published):
     denoiser = "UNet"
     run = "gsdiff_gobj83k_sd15__render"
     codec = "gsvae_gobj265k_sd"
+    encoder, width = "clip", "cross_attention_dim"
     scaling = 0.18215
 
     def schedule(self) -> Any:
@@ -274,6 +284,7 @@ class DiffSplatSD35m(Published):
     denoiser = "SD3"
     run = "gsdiff_gobj83k_sd35m__render"
     codec = "gsvae_gobj265k_sd3"
+    encoder, width = "sd3", "joint_attention_dim"
     scaling, shift = 1.5305, 0.0609
     prediction = "flow"
 

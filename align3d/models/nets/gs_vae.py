@@ -77,8 +77,6 @@ class GSVAE(ModelMixin, ConfigMixin):
             use_post_quant_conv=quant_conv,
         )
         self.tiny_decoder = tiny_decoder(latent_channels, tiny_channels) if tiny_channels else None
-        if decoder not in ("full", "tiny"):
-            raise ValueError(f"decoder must be full or tiny, got {decoder!r}")
         if decoder == "tiny" and self.tiny_decoder is None:
             raise ValueError("this GS-VAE has no tiny decoder; use the full one")
         self.scaling = 1.0 if scaling is None else scaling

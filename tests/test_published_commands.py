@@ -1,0 +1,97 @@
+"""The published generators through the command line: prompts embedded, trained, sampled, measured; tiny weights."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_published
+from command_checks import refused
+from safetensors.torch import load_file
+from tiny_text import write_texts
+
+from align3d import samples
+from align3d.cli import main
+
+SMALL = ["--model.steps", "2", "--model.precision", "float32"]
+TRAIN = ["--method", "nabla", "--method.transitions", "2", "--reward", "colorfulness", "--cameras.size", "16"]
+TRAIN += ["--loop.updates", "2", "--loop.batch-size", "2", "--prompts", "prompts.txt", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Files of the PixArt variant with a text encoder that fits."""
+    folder = tmp_path_factory.mktemp("published")
+    family = tiny_published.FAMILIES["pas"]
+    with pytest.MonkeyPatch.context() as patch:
+        config = family.config | {"caption_channels": 16}
+        patch.setitem(tiny_published.FAMILIES, "pas", replace(family, config=config))
+        tiny_published.write_published(folder / "weights", "pas")
+    write_texts(folder / "text", {"": "t5"})
+    return folder
+
+
+@pytest.fixture
+def here(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(samples, "FRAMES", 2)
+    Path("prompts.txt").write_text("a red mug\na blue chair\nthe dog\n")
+    return published
+
+
+def model(published, *more):
+    return ["--model", "diffsplat-pas", "--model.weights", str(published / "weights"), *SMALL, *more]
+
+
+def embed(published, out="cache", *more):
+    text = ["--model.text", str(published / "text")]
+    return ["embed", *model(published, *text), "--prompts", "prompts.txt", "--out", out, "--device", "cpu", *more]
+
+
+def test_from_prompts_to_a_tuned_model(here, capsys):
+    assert main(embed(here)) == 0, capsys.readouterr().err
+    cached = model(here, "--model.cache", "cache")
+    assert main(["train", *cached, *TRAIN, "--out", "run"]) == 0, capsys.readouterr().err
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(row["grad_norm"] > 0 for row in rows) and Path("run/report.html").is_file()
+    adapter = load_file("run/adapter/adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+    assert main(["sample", "--adapter", "run", "--prompt", "the dog", "--out", "samples", "--device", "cpu"]) == 0
+    assert len(list(Path("samples").glob("*.ply"))) == 1
+    measure = ["--rewards", "colorfulness", "--features", "none", "--num", "1", "--size", "16", "--device", "cpu"]
+    assert (
+        main(["evaluate", "--runs", "end=run", "first=run@0", *measure, "--prompts", "prompts.txt", "--out", "e"]) == 0
+    )
+    found = {r["name"]: r["rewards"]["colorfulness"] for r in json.loads(Path("e/table.json").read_text())["results"]}
+    assert found["base"] == found["first"] != found["end"]
+    capsys.readouterr()
+
+    least = min(json.loads(Path("e/table.json").read_text())["results"][0]["prompts"]["colorfulness"])
+    table = ["--keep-above", str(least), "--prompt-rewards", "e/table.json"]
+    assert main(["train", *cached, *TRAIN, *table, "--out", "chosen"]) == 0, capsys.readouterr().err
+    assert json.loads(Path("chosen/config.json").read_text())["inputs"]["prompts"] == 2
+
+
+def test_text_encoder_in_the_place_of_a_cache(here, capsys):
+    text = model(here, "--model.text", str(here / "text"))
+    assert main(["sample", *text, "--prompt", "a red mug", "--out", "samples", "--device", "cpu"]) == 0
+    assert len(list(Path("samples").glob("*.ply"))) == 1
+
+
+def test_bad_input_is_refused(here, capsys):
+    assert main(embed(here)) == 0
+    capsys.readouterr()
+    Path("other.txt").write_text("a prompt that nobody encoded\n")
+    cached = model(here, "--model.cache", "cache")
+    bad = [*TRAIN, "--prompts", "other.txt", "--out", "run"]
+    assert "is not in the cache" in refused(capsys, ["train", *cached, *bad])
+    assert "give --model.cache" in refused(capsys, ["train", *model(here), *TRAIN, "--out", "run"])
+    sample = ["sample", "--model", "diffsplat-sd15", "--model.weights", "x", "--prompt", "a", "--out", "o"]
+    assert "no folder" in refused(capsys, sample)
+    Path("long.txt").write_text("a" * 10_000)
+    assert "10000 characters" in refused(capsys, [*embed(here, "more"), "--prompts", "long.txt"])
+    index = json.loads(Path("cache/cache.json").read_text())
+    index["encoder"]["width"] = 4096
+    Path("cache/cache.json").write_text(json.dumps(index))
+    assert "prompt cache" in refused(capsys, ["train", *cached, *TRAIN, "--out", "run"])
