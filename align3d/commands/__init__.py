@@ -15,6 +15,7 @@ The first line of the dataclass's docstring is the command's line in `align3d --
 
 COMMANDS = {
     "demo": "align3d.commands.demo:Demo",
+    "download": "align3d.commands.download:Download",
     "train": "align3d.commands.train:Train",
     "sample": "align3d.commands.sample:Sample",
     "evaluate": "align3d.commands.evaluate:Evaluate",

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from align3d.models.diffsplat import DiffSplat
     from align3d.models.text import TextSource
 
-SOURCE = "the files of huggingface.co/chenguolin/DiffSplat, as they lie there"
+REPOSITORY = "chenguolin/DiffSplat"
+SOURCE = f"the files of huggingface.co/{REPOSITORY}, as they lie there"
 VIEWS = 4  # splat maps of an object
 AZIMUTHS, ELEVATION = (0.0, 90.0, 180.0, 270.0), 10.0  # degrees, of the views that the maps belong to
 LAYERS = {  # what is adapted -> ends of the names of layers
@@ -40,7 +41,7 @@ class Published:
     """What the published generators have in common."""
 
     weights: Path | None = None  # folder with the published files of DiffSplat, gsdiff_... and gsvae_...
-    text: Path | None = None  # folder with the published text encoder, tokenizer/ and text_encoder/ (and _2, _3)
+    text: Path | None = None  # folder of the published text encoder, tokenizer/ and text_encoder/; none = in weights
     cache: Path | None = None  # prompt cache of `align3d embed`, in the place of a text encoder
     adapter: Path | None = None  # a run's folder, or an adapter's, PEFT's or published; none = a fresh adapter
     rank: int = 8  # rank of the LoRA adapter
@@ -65,6 +66,7 @@ class Published:
     scaling: ClassVar[float]  # of the latents
     shift: ClassVar[float] = 0.0
     prediction: ClassVar[Literal["epsilon", "v", "flow"]] = "epsilon"
+    sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]]  # what -> repository -> patterns of its files
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.rank < 1 or self.decode_rows < 0:
@@ -88,9 +90,16 @@ class Published:
         Raises:
             ValueError: If there is no folder of one.
         """
-        if self.text is None:
+        folder = self.text_folder()
+        if folder is None:
             raise ValueError("--model.text is missing: give the folder of the published text encoder")
-        return self.read_text(self.text, device, precision, offload)
+        return self.read_text(folder, device, precision, offload)
+
+    def text_folder(self) -> Path | None:
+        """Where the text encoder is, if anywhere."""
+        if self.text is None and self.weights is not None and (self.weights / "text_encoder").is_dir():
+            return self.weights
+        return self.text
 
     def load(self, device: str = "cpu") -> DiffSplat:
         """The generator, frozen, with a LoRA adapter of no effect (or the one from `adapter`).
@@ -174,7 +183,7 @@ class Published:
             expect = {"encoder": self.encoder, "width": config[self.width]}
             expect["pooled"] = config.get("pooled_projection_dim", 0)
             return open_cache(self.cache, expect, device)
-        if self.text is None:
+        if self.text_folder() is None:
             raise ValueError(
                 "the model needs texts: give --model.cache, a folder that `align3d embed` wrote, or --model.text, the "
                 "folder of the published text encoder"
@@ -225,6 +234,17 @@ def newest(training: Path) -> Path:
     return found[-1]
 
 
+def sources(run: str, folder: str, codec: str, text: str, ends: tuple[str, ...] = ("",)) -> dict[str, Any]:
+    """What `align3d download` fetches, and from which repositories."""
+    codec_file, files = f"{codec}/checkpoints/*/model.safetensors", ("config.json", "*.safetensors", "*.index.json")
+    denoiser = tuple(f"{run}/checkpoints/*/{folder}/{file}" for file in files)
+    encoder = tuple(f"text_encoder{end}/{file}" for end in ends for file in files)
+    return {
+        "weights": {REPOSITORY: (*denoiser, codec_file)},
+        "text": {text: (*encoder, *(f"tokenizer{end}/*" for end in ends))},
+    }
+
+
 @dataclass(frozen=True)
 class DiffSplatPAS(Published):
     """DiffSplat on PixArt-Sigma: 0.61 billion parameters, text of T5-XXL; what Nabla-R2D3 was published with."""
@@ -233,6 +253,7 @@ class DiffSplatPAS(Published):
     run = "gsdiff_gobj83k_pas_fp16__render"
     codec = "gsvae_gobj265k_sdxl_fp16"
     encoder, width = "t5", "caption_channels"
+    sources = sources(run, "transformer_ema", codec, "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers")
     scaling = 0.13025
 
     def schedule(self) -> Any:
@@ -258,6 +279,7 @@ class DiffSplatSD15(Published):
     run = "gsdiff_gobj83k_sd15__render"
     codec = "gsvae_gobj265k_sd"
     encoder, width = "clip", "cross_attention_dim"
+    sources = sources(run, "unet_ema", codec, "stable-diffusion-v1-5/stable-diffusion-v1-5")
     scaling = 0.18215
 
     def schedule(self) -> Any:
@@ -285,6 +307,7 @@ class DiffSplatSD35m(Published):
     run = "gsdiff_gobj83k_sd35m__render"
     codec = "gsvae_gobj265k_sd3"
     encoder, width = "sd3", "joint_attention_dim"
+    sources = sources(run, "transformer_ema", codec, "stabilityai/stable-diffusion-3.5-medium", ("", "_2", "_3"))
     scaling, shift = 1.5305, 0.0609
     prediction = "flow"
 

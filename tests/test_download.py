@@ -1,0 +1,114 @@
+"""`align3d download` with a hub that is a folder: what is looked up, said, chosen and fetched."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from command_checks import refused
+
+from align3d.cli import main
+from align3d.commands.download import choose
+from align3d.models.published import DiffSplatPAS, DiffSplatSD35m
+
+PAS = "gsdiff_gobj83k_pas_fp16__render/checkpoints"
+REPOS = {
+    "chenguolin/DiffSplat": {
+        **{f"{PAS}/{step}/transformer_ema/config.json": 900 for step in ("000100", "013020")},
+        **{f"{PAS}/{step}/transformer_ema/diffusion_pytorch_model.safetensors": 10**9 for step in ("000100", "013020")},
+        f"{PAS}/013020/optimizer.bin": 10**10,
+        "gsvae_gobj265k_sdxl_fp16/checkpoints/039030/model.safetensors": 3 * 10**8,
+        "gsrecon_gobj265k_cnp_even4/checkpoints/124320/model.safetensors": 10**8,
+    },
+    "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers": {
+        "text_encoder/config.json": 800,
+        "text_encoder/model-00001-of-00002.safetensors": 9 * 10**9,
+        "text_encoder/model-00002-of-00002.safetensors": 9 * 10**9,
+        "text_encoder/model.safetensors.index.json": 20_000,
+        "tokenizer/spiece.model": 800_000,
+        "vae/diffusion_pytorch_model.safetensors": 10**8,
+    },
+}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Fetched paths, in order."""
+    monkeypatch.chdir(tmp_path)
+    fetched = []
+
+    def model_info(self, repo, files_metadata, timeout):
+        siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in REPOS[repo].items()]
+        return SimpleNamespace(siblings=siblings, card_data={"license": "mit"} if "DiffSplat" in repo else None)
+
+    def download(repo, path, local_dir):
+        file = Path(local_dir) / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(repo)
+        fetched.append(path)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return fetched
+
+
+def test_licence_and_size_are_said_before_anything_is_fetched(hub, capsys):
+    assert main(["download", "diffsplat-pas", "--out", "files"]) == 0
+    shown = capsys.readouterr()
+    assert "chenguolin/DiffSplat: 3 files, 1.30 GB, licence: mit" in shown.out
+    assert "T5_diffusers: 5 files, 18.00 GB, licence: not stated" in shown.out and "--yes fetches them" in shown.err
+    assert hub == [] and not Path("files").exists()
+
+
+def test_only_what_is_needed_is_fetched_to_where_the_model_looks(hub, capsys):
+    assert main(["download", "diffsplat-pas", "--out", "files", "--yes"]) == 0
+    assert len(hub) == 8 and not any("000100" in path or "optimizer" in path or "vae/" in path for path in hub)
+    model = DiffSplatPAS(weights=Path("files"))
+    assert model.text_folder() == Path("files") and model.root() == Path("files")
+    assert "--model diffsplat-pas --model.weights files" in capsys.readouterr().out
+    hub.clear()
+    assert main(["download", "diffsplat-pas", "--what", "text", "--out", "texts", "--yes"]) == 0 and len(hub) == 5
+
+
+def test_weights_in_16_bits_are_enough():
+    names = ["text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors"]
+    more = ["text_encoder_2/model.safetensors", "text_encoder_3/model.safetensors.index.json"]
+    files = dict.fromkeys([*names, *more], 1)
+    (patterns,) = DiffSplatSD35m.sources["text"].values()
+    assert set(choose(files, patterns)) == {names[0], names[2], *more}
+
+
+class Gated(Exception):
+    """Like the hub's GatedRepoError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ConnectionError("no route"),
+            "ConnectionError: no route); put these files into files by hand, as they lie there",
+        ),
+        (Gated("401 Client Error"), "log in with `hf auth login`"),
+    ],
+)
+def test_what_cannot_be_reached_is_one_line(hub, capsys, monkeypatch, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    assert message in refused(capsys, ["download", "diffsplat-pas", "--out", "files"])
+
+
+def test_models_without_anything_to_fetch_are_named(hub, capsys):
+    assert "model 'embedded' has nothing to download" in refused(capsys, ["download", "embedded", "--out", "x"])
+    assert "unknown model 'nothing'" in refused(capsys, ["download", "nothing", "--out", "x"])
+
+
+def test_a_failure_in_the_middle_says_what_is_missing(hub, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise TimeoutError("slow")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    assert main(["download", "diffsplat-pas", "--out", "files", "--yes"]) == 2
+    assert "TimeoutError: slow" in capsys.readouterr().err
