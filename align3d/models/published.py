@@ -249,6 +249,10 @@ def sources(run: str, folder: str, codec: str, text: str, ends: tuple[str, ...] 
 class DiffSplatPAS(Published):
     """DiffSplat on PixArt-Sigma: 0.61 billion parameters, text of T5-XXL; what Nabla-R2D3 was published with."""
 
+    clean_caption: bool = (
+        False  # prompts cleaned as PixArt's pipeline does; the weights' training only lowered the case
+    )
+
     denoiser = "PixArt"
     run = "gsdiff_gobj83k_pas_fp16__render"
     codec = "gsvae_gobj265k_sdxl_fp16"
@@ -266,7 +270,7 @@ class DiffSplatPAS(Published):
         """T5-XXL."""
         from align3d.models.text_files import load_t5
 
-        return load_t5(folder, device, precision, offload)
+        return load_t5(folder, device, precision, offload, self.clean_caption)
 
 
 @dataclass(frozen=True)
