@@ -249,9 +249,7 @@ def sources(run: str, folder: str, codec: str, text: str, ends: tuple[str, ...] 
 class DiffSplatPAS(Published):
     """DiffSplat on PixArt-Sigma: 0.61 billion parameters, text of T5-XXL; what Nabla-R2D3 was published with."""
 
-    clean_caption: bool = (
-        False  # prompts cleaned as PixArt's pipeline does; the weights' training only lowered the case
-    )
+    clean_caption: bool = False  # as the pipeline of PixArt cleans prompts; the training only lowered their case
 
     denoiser = "PixArt"
     run = "gsdiff_gobj83k_pas_fp16__render"
