@@ -177,18 +177,20 @@ def load(path: Path, state: State) -> int:
 
 def read(path: Path, state: State) -> tuple[int, dict[str, Tensor], dict[str, dict[str, float]]]:
     """The step, the tensors and the numbers of a checkpoint, checked before anything of their size is allocated."""
-    (step, file), about = verified(path), read_json(path / "state.json")
-    numbers = {name: about.get(name) for name in NUMBERS}
-    for name, values in numbers.items():
-        if not isinstance(values, dict) or not all(type(value) in (int, float) for value in values.values()):
-            raise ValueError(f"{path / 'state.json'}: damaged, {name} is {values!r}")
+    step, file = verified(path)
     try:
         with safe_open(file, framework="pt") as content:
             have = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
             check_shapes(file, have, state)
-            return step, {name: content.get_tensor(name) for name in have}, numbers
+            tensors = {name: content.get_tensor(name) for name in have}
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged ({error})") from None
+    about = read_json(path / "state.json")
+    numbers = {name: about.get(name) for name in NUMBERS}
+    for name, values in numbers.items():
+        if not isinstance(values, dict) or not all(type(value) in (int, float) for value in values.values()):
+            raise ValueError(f"{path / 'state.json'}: damaged, {name} is {values!r}")
+    return step, tensors, numbers
 
 
 def verified(path: Path) -> tuple[int, Path]:
@@ -355,11 +357,18 @@ def compare(out: Path, had: dict[str, Any], wanted: dict[str, Any]) -> None:
     old, new = ({**flat(r.get("config")), **flat(r.get("inputs"), "inputs.")} for r in (had, wanted))
     differ = [
         f"{key} was {old.get(key, 'absent')!r}, now {new.get(key, 'absent')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in MAY_CHANGE and key not in NOT_COMPARED
+        for key in differences(old, new)
+        if key not in MAY_CHANGE and key not in NOT_COMPARED
     ]
     if differ:
         raise ValueError(f"{out} has another configuration: {listed(differ)}; give the same, or choose another folder")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The keys of flat configurations that differ; of a part with another name, the name alone."""
+    differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    renamed = {key.partition(".")[0] for key in differ if key.endswith(".name")}
+    return [key for key in differ if key.endswith(".name") or key.partition(".")[0] not in renamed]
 
 
 def begin(out: Path, wanted: dict[str, Any]) -> None:

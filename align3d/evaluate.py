@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 AZIMUTHS = (45.0, 135.0, 225.0, 315.0)  # degrees; between the training views, where nothing was optimised
 ELEVATION = 20.0  # degrees
+MANY = 10  # prompts from which on a bootstrap over them says something
 RESAMPLES = 4000  # of the bootstrap
 INTERVAL = 0.95  # probability that intervals are made for
 
@@ -71,8 +72,8 @@ class Change:
     tuned: float  # mean after
     change: float  # mean of the differences
     error: float | None  # standard error of `change`; None with one prompt
-    z: float | None  # change / error
-    low: float | None  # 95 % bootstrap interval of `change`
+    z: float | None  # change / error; None with fewer than ten prompts
+    low: float | None  # 95 % interval of `change`
     high: float | None
     wins: float | None  # share of samples that went up, ties half; None where samples have no number of their own
 
@@ -233,12 +234,15 @@ def featured(network: FeatureNetwork, views: Views) -> Float[Tensor, "B V d"]:
     Raises:
         ValueError: If it has the wrong shape or is not finite; names the network.
     """
+    from align3d.registry import blame
+
     views.require("rgb", by="an evaluation with features")
     batch = views.rgb.shape[:2]
-    found = network(views.rgb.flatten(0, 1))
-    wanted = (batch[0] * batch[1], network.dims)
-    if tuple(found.shape) != wanted or not bool(found.isfinite().all()):
-        got = f"shape {tuple(found.shape)}" if tuple(found.shape) != wanted else "something that is not finite"
+    with blame(f"features {type(network).__name__}", network):
+        found = network(views.rgb.flatten(0, 1))
+    wanted, shape = (batch[0] * batch[1], network.dims), tuple(getattr(found, "shape", ()))
+    if shape != wanted or not bool(found.isfinite().all()):
+        got = f"shape {shape}" if shape != wanted else "something that is not finite"
         raise ValueError(f"{type(network).__name__} must give finite features of shape {wanted}, got {got}")
     return found.detach().float().cpu().unflatten(0, batch)
 
@@ -282,10 +286,12 @@ def change(
 ) -> Change:
     """A paired comparison over P prompts, one number each.
 
-    The standard error is that of the mean of P differences; the interval is the percentile bootstrap over prompts.
+    The standard error is that of the mean of P differences; the interval is the percentile bootstrap over prompts. With
+    fewer than ten, of which a bootstrap sees too little, it is Student's t, and there is no z.
     """
     import torch
 
+    from align3d.intervals import t_quantile
     from align3d.rng import stream
 
     d = (after - before).double()
@@ -301,6 +307,10 @@ def change(
         if values["change"]
         else 0.0
     )
+    if P < MANY:
+        half = t_quantile(P - 1, INTERVAL) * error
+        low, high = values["change"] - half, values["change"] + half
+        return Change(name, **values, error=error, z=None, low=low, high=high, wins=wins)
     generator = stream(seed, "bootstrap")
     means = [d[torch.randint(P, (100, P), generator=generator)].mean(1) for _ in range(RESAMPLES // 100)]
     tails = torch.tensor([(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], dtype=d.dtype)

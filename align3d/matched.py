@@ -255,10 +255,10 @@ def matched(
         here = [_row(level, name, found, [block.get(name) for block in blocks]) for name, found in places.items()]
         here.sort(key=lambda row: -math.inf if row.value is None else row.value, reverse=True)
         rows += here
-        values = {  # of the groups that have one, best first
+        values = {  # of the groups all of whose runs reach the level, best first
             row.group: {c.seed: p.value for c, p in zip(groups[row.group], places[row.group], strict=True) if p}
             for row in here
-            if row.value is not None
+            if row.value is not None and not row.short  # who never was there is not compared there
         }
         pairs = itertools.combinations(values, 2)
         if against is not None:

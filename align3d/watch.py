@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +100,11 @@ class Watch:
             ValueError: If something cannot be watched; says what, and what to do.
         """
         from align3d.evaluate import evaluation_cameras, spread
-        from align3d.rewards.score import as_reward
+        from align3d.rewards.score import as_reward, known
 
+        twice = next((name for i, name in enumerate(self.rewards) if name in self.rewards[:i]), None)
+        if twice is not None:
+            raise ValueError(f"reward {twice!r} is watched twice; drop one")
         rewards = {trained: reward}
         rewards |= {name: as_reward(load("reward", name)) for name in self.rewards if name != trained}
         best = self.best or trained
@@ -114,7 +117,7 @@ class Watch:
             prompts=tuple(prompts[i] for i in spread(len(prompts), self.num)),
             seeds=tuple(range(self.seed, self.seed + self.seeds)),
             rewards=rewards,
-            features=None if self.features == "none" else _made(load("features", self.features)),
+            features=None if self.features == "none" else _made(load("features", self.features), self.features),
             cameras=evaluation_cameras(self.size, [(i + 0.5) * 360 / self.views for i in range(self.views)]),
             every=self.every,
             conditions=parse(self.stop_when),
@@ -122,31 +125,6 @@ class Watch:
             best=best,
             batch_size=batch_size,
         )
-
-
-def known(prompts: Sequence[str], rewards: Mapping[str, Reward]) -> list[str]:
-    """The prompts that all rewards can score.
-
-    Raises:
-        ValueError: If fewer than two are left; says how many each reward knows, and why the first is refused.
-    """
-    from align3d.rewards.score import check_prompts
-
-    refused: dict[str, dict[str, str]] = {name: {} for name in rewards}
-    for name, reward in rewards.items():
-        for prompt in prompts:
-            try:
-                check_prompts(reward, [prompt])
-            except ValueError as error:
-                refused[name][prompt] = str(error)
-    left = [prompt for prompt in prompts if not any(prompt in bad for bad in refused.values())]
-    if len(left) < 2:
-        said = [f"{name} refuses {len(bad)} ({next(iter(bad.values()))})" for name, bad in refused.items() if bad]
-        raise ValueError(
-            f"watching needs two prompts or more that all its rewards can score, {len(left)} of {len(prompts)} are left"
-            + "".join(f"; {text}" for text in said)
-        )
-    return left
 
 
 @dataclass
@@ -176,7 +154,8 @@ class Watching:
         for condition in self.conditions:
             if condition.name not in names:
                 raise ValueError(
-                    f"stop-when has {condition.name!r}, known here: {', '.join(names)}; watch it with --watch NAME"
+                    f"stop-when has {condition.name!r}, known here: {', '.join(names)}; "
+                    + ("a FID needs --watch.features" if condition.name == "fid" else "watch it with --watch NAME")
                 )
         if self.features is None:
             return
@@ -375,8 +354,21 @@ def varied(seen: Evaluation) -> Float[Tensor, "P"]:
     return found.double()
 
 
-def _made(part: Any) -> Any:
-    """A feature network from its class, with its defaults."""
+def _made(part: Any, name: str) -> Any:
+    """A feature network from its class, with its defaults.
+
+    Raises:
+        ValueError: If it is none, or has an option without a default, which there is no flag for here.
+    """
+    from align3d.features import require
     from align3d.rewards.score import make
 
-    return make(part, "features") if isinstance(part, type) else part
+    needed = [f.name for f in fields(part) if f.default is f.default_factory is MISSING] if is_dataclass(part) else []
+    if isinstance(part, type) and needed:
+        raise ValueError(
+            f"features {name!r} need {', '.join(needed)}, for which watching has no flag; watch with others, and "
+            f"measure the checkpoints afterwards: align3d evaluate --features {name}"
+        )
+    made = make(part, "features") if isinstance(part, type) else part
+    require(made, name)
+    return made

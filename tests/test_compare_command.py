@@ -86,11 +86,14 @@ def test_runs_are_compared_at_equal_fid(here, capsys):
 
 def test_runs_are_refined_where_they_cross_the_level(here, capsys):
     args = [*COMPARE, "--points", "1", "--refine", "5"]
-    assert main([*args, "--levels", "1e9"]) == 0, capsys.readouterr().err  # none crosses it
+    assert main([*args[:-1], "0"]) == 0, capsys.readouterr().err
     assert [[p["step"] for p in curve["points"]] for curve in table()["curves"]] == [[0, 3]] * 4
     fids = [[p["numbers"]["fid"] for p in curve["points"]] for curve in table()["curves"]]
     level = fids[0][0] + 0.3 * (fids[0][1] - fids[0][0])
     assert main([*args, "--levels", str(level)]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    for wrong in ("1e9", "-5"):
+        assert "levels must lie between " in refused(capsys, [*args, f"--levels={wrong}"])
     curve = table()["curves"][0]
     steps = [p["step"] for p in curve["points"]]
     i = next(i for i, p in enumerate(curve["points"]) if p["numbers"]["fid"] > level)

@@ -163,7 +163,14 @@ def test_a_shift_is_found_with_its_size():
 def test_nothing_changed_is_nothing():
     comparison = compare(run(), run())
     for row in comparison.changes:
-        assert (row.change, row.error, row.z, row.low, row.high, row.wins) == (0, 0, 0, 0, 0, 0.5) and not row.certain
+        assert (row.change, row.error, row.z, row.low, row.high, row.wins) == (
+            0,
+            0,
+            None,
+            0,
+            0,
+            0.5,
+        ) and not row.certain
     assert comparison.moved == 0
 
 
@@ -173,8 +180,10 @@ def test_the_error_is_that_of_prompt_means():
     row = change("x", before, after)
     assert row.change == 3.0
     assert row.error == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 3) / 2)
-    assert row.z == pytest.approx(row.change / row.error)
-    assert 1 <= row.low < 2 and 4 < row.high <= 6
+    half = 3.182446 * row.error  # of Student's t, with four prompts
+    assert row.z is None and (row.low, row.high) == pytest.approx((3 - half, 3 + half))
+    many = change("x", before.repeat(3), after.repeat(3))
+    assert many.z == pytest.approx(3 / many.error) and 1 <= many.low < 3 < many.high <= 6
 
 
 def test_seeds_that_agree_do_not_count_as_more_evidence():

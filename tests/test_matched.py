@@ -201,9 +201,11 @@ def test_tables_hold_what_was_asked_for():
     assert lines[0] == "| fid at most |  | runs | r | 95 % over runs | over prompts | seconds | unspent |"
     assert lines[2] == r"| 50.00 | nabla\|x | 3 | 3.000 | 3.000 to 3.000 |  | 180.00 |  |"
     assert lines[3] == "| 50.00 | draft | 3 | 0.750 | 0.750 to 0.750 |  | 240.00 | 3 of 3 |"
-    assert r"| 50.00 | nabla\|x - draft | +2.250 | +2.250 to +2.250 |  | yes |" in lines
+    assert not m.differences, "draft was never there"
+    both = matched(curves, "r", levels=[30.0]).markdown().splitlines()
+    assert any(line.startswith(r"| 30.00 | nabla\|x - draft | +") and line.endswith(" |  | yes |") for line in both)
     widths = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
-    assert widths == {9, 7}
+    assert widths == {9}
     assert json.loads(json.dumps(m.as_dict()))["rows"][1]["short"] == 3
 
 

@@ -33,9 +33,9 @@ from align3d.loop import Loop, fit
 from align3d.methods.nabla import Nabla
 from align3d.metrics import diversity, frechet_distance, leave_out
 from align3d.models.lora_files import adapter_folder
-from align3d.rewards.score import as_reward
+from align3d.rewards.score import as_reward, known
 from align3d.scenes.cameras import CameraSampling
-from align3d.watch import Watch, Watching, best, known
+from align3d.watch import Watch, Watching, best
 
 PROMPTS = ["a red cube", "a longer prompt of a blue ball", "a cone"]
 LOOP = Loop(updates=4, batch_size=2, checkpoint_every=2, learning_rate=0.02, warmup=0)
@@ -312,10 +312,15 @@ def test_bad_options_are_refused(options, message):
 def test_what_cannot_be_watched_is_refused_before_anything_is_written(start, tmp_path):
     for options, message in [
         ({"stop_when": "dnc < 0.8"}, "has 'dnc', known here: redness, user_parts:Picky, .*, diversity, fid;"),
-        ({"stop_when": "fid > 1", "features": "none"}, "has 'fid', known here: .*diversity;"),
+        (
+            {"stop_when": "fid > 1", "features": "none"},
+            "has 'fid', known here: .*diversity; a FID needs --watch.features",
+        ),
         ({"best": "fid"}, "watch.best must be a reward .*untouched base"),
         ({"best": "dnc"}, "watch.best must be a reward"),
         ({"rewards": ("nothing",)}, "unknown reward 'nothing'"),
+        ({"rewards": ("jpeg", "jpeg")}, "'jpeg' is watched twice"),
+        ({"features": "clip"}, "features 'clip' need folder, for which watching has no flag"),
         ({"features": "nothing"}, "unknown features 'nothing'"),
         ({"features": "efficientnet"}, "needs 320 images or more .*3 prompts x 2 seeds x 3 views are 18: raise"),
     ]:

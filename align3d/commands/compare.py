@@ -113,6 +113,20 @@ def run(options: Compare, *, names: dict[str, str], model: Any, features: Any) -
         write(options, work, paths, found)
 
 
+def check_levels(levels: Sequence[float], curves: Sequence[Curve]) -> None:
+    """Refuse levels where there is nothing to compare.
+
+    Raises:
+        ValueError: Says between which FIDs there is.
+    """
+    if not levels or not all(math.isfinite(p["fid"]) for c in curves for p in c.points):
+        return
+    low, high = (f(p["fid"] for c in curves for p in c.points) for f in (min, max))
+    wrong = [level for level in levels if not low <= level <= high]
+    if wrong:
+        raise ValueError(f"levels must lie between {low:.4g} and {high:.4g}, where the runs are; got {wrong[0]:g}")
+
+
 def measured(paths: Sequence[Trail]) -> list[Tuned]:
     """All checkpoints that are measured."""
     return [one for path in paths for one in path.checkpoints]
@@ -149,7 +163,8 @@ def read_runs(options: Compare) -> Iterator[Trail]:
     names = unlike(options.runs)
     absent = next((folder for folder in options.runs if not (folder / "config.json").is_file()), None)
     if absent is not None:
-        raise FileNotFoundError(f"no run in {absent}; give a folder that `align3d train` wrote")
+        plain = "; NAME=RUN and RUN@UPDATE are for evaluate" if {"=", "@"} & {*str(absent)} else ""
+        raise FileNotFoundError(f"no run in {absent}; give a folder that `align3d train` wrote{plain}")
     runs = [adapters.recorded(folder) for folder in options.runs]
     known = {field for run in runs for field in fields_of(run)}
     for folder, name, run in zip(options.runs, names, runs, strict=True):
@@ -239,7 +254,7 @@ def check_runs(paths: Sequence[Trail], group: Sequence[str]) -> None:
     Raises:
         ValueError: Names two of them and what differs: prompts, the trained reward, or more than the seed in a group.
     """
-    from align3d.checkpoint import listed
+    from align3d.checkpoint import differences, listed
 
     first = paths[0]
     for path in paths[1:]:
@@ -258,8 +273,7 @@ def check_runs(paths: Sequence[Trail], group: Sequence[str]) -> None:
     for path in paths:
         head = heads.setdefault(path.group, path)
         old, new = (fields_of(p.run) for p in (head, path))
-        keys = (k for k in sorted(old.keys() | new.keys()) if k not in MAY_DIFFER and not k.startswith(NO_PART))
-        differ = [k for k in keys if old.get(k) != new.get(k)]
+        differ = [k for k in differences(old, new) if k not in MAY_DIFFER and not k.startswith(NO_PART)]
         if differ:
             said = listed([f"{key} {old.get(key)!r} and {new.get(key)!r}" for key in differ])
             ask = " ".join([*group, differ[0]])
@@ -336,6 +350,7 @@ def write(options: Compare, work: Plan, paths: Sequence[Trail], found: dict[str,
         curves_of(paths, {name: result.blocks[g] for name, result in results.items()})
         for g in range(len(results["base"].blocks))
     ]
+    check_levels(options.levels, curves)
     tables = tables_of(curves, base.rewards, options.levels, trained, blocks)
     beside = [name for name in results["base"].numbers if name != "fid"]
     texts = [

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ class Measuring:
 
     rewards: tuple[str, ...]  # rewards to measure, by name, with their default options; best not the trained one alone
     prompts: Path = Path("heldout")  # text file, a prompt per line; train, heldout = lists of the embedded generator
+    skip_unknown: bool = False  # leave out prompts that one of the rewards cannot judge, instead of refusing them
     max_prompts: int = 0  # use at most so many of the prompts, spread over the list; 0 = all
     num: int = 4  # samples per prompt and model, with the seeds SEED, SEED + 1, ...; the paper has 32
     seed: int = 1000  # first seed, 0 to 2^63 - 1; the FID's reference samples have the seeds after the last
@@ -82,16 +84,20 @@ def plan(options: Measuring, names: dict[str, str], model: Any, features: Any, c
         ValueError: If a reward cannot judge a prompt, weights are missing, or there are too few images for an FID.
     """
     from align3d.evaluate import check, evaluation_cameras
-    from align3d.rewards.score import as_reward, check_prompts
+    from align3d.features import require
+    from align3d.rewards.score import as_reward, check_prompts, known
     from align3d.sampleset import Grid
 
     prompts = read_prompts(options.prompts)
+    rewards = {name: as_reward(load_part("reward", name)) for name in options.rewards}
+    if options.skip_unknown:
+        prompts = known(prompts, rewards)
     if options.max_prompts:
         prompts = [prompts[i] for i in spread(len(prompts), options.max_prompts)]
-    rewards = {name: as_reward(load_part("reward", name)) for name in options.rewards}
     azimuths = [(i + 0.5) * 360 / options.views for i in range(options.views)]  # 4 views: evaluate.AZIMUTHS
     cameras = evaluation_cameras(options.size, azimuths)
     seeds = tuple(range(options.seed, options.seed + options.num))
+    require(features, names["features"])
     check(prompts, seeds, options.rewards, cameras, features if features.dims else None)
     for reward in rewards.values():
         check_prompts(reward, prompts)
@@ -210,7 +216,9 @@ def gather(work: Plan, tuned: Sequence[Tuned], models: Models) -> dict[str, Eval
                 if name == missing[0]:
                     check_channels(model, work.grid.rewards, work.grid.cameras)
         distributed.anyone(False)  # until all have seen what is missing
+        there = work.out.exists()
         distributed.on_first(claim)
+        stack.enter_context(tidy(work.out, made=not there))
         rank, world = distributed.rank(), distributed.world()
         for k, name in enumerate(missing):
             grid, one = sets[name]
@@ -222,6 +230,23 @@ def gather(work: Plan, tuned: Sequence[Tuned], models: Models) -> dict[str, Eval
         if rank:
             return None
         return {name: grid.read(work.out / SETS / name) for name, (grid, _) in sets.items()}
+
+
+@contextlib.contextmanager
+def tidy(out: Path, made: bool) -> Iterator[None]:
+    """Within, a failure before the first samples are measured leaves nothing, so that other arguments may follow."""
+    from align3d import distributed
+    from align3d.files import LOCK
+
+    try:
+        yield
+    except BaseException:
+        if distributed.world() == 1 and not any((out / SETS).glob("*/block-*")):
+            shutil.rmtree(out / SETS, ignore_errors=True)
+            (out / ABOUT).unlink(missing_ok=True)
+            if made and {path.name for path in out.iterdir()} <= {LOCK}:
+                shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -34,4 +34,4 @@ def run(options: List) -> None:
 def summary(part: object) -> str:
     """The first line of a docstring; of a reward, also whether methods that need its gradient refuse it."""
     said = (part.__doc__ or "").strip().partition("\n")[0]
-    return said if getattr(part, "differentiable", True) else f"{said} Not differentiable: for judging only."
+    return said if getattr(part, "differentiable", True) else f"{said} Not differentiable: ddpo alone trains on it."

@@ -31,6 +31,7 @@ class Train:
     """
 
     prompts: Path = Path("train")  # text file, a prompt per line; train, heldout = lists of the embedded generator
+    skip_unknown: bool = False  # leave out prompts that the reward cannot judge, instead of refusing them
     keep_above: float | None = None  # train only on prompts with a reward greater than this in --prompt-rewards
     prompt_rewards: Path | None = None  # their rewards: .npy, .jsonl, or table.json of evaluate; see docs/prompts.md
     out: Path  # the run's folder; must be new, or an earlier start of the same run with --resume
@@ -67,13 +68,15 @@ def run(
     """Train, or go on training."""
     from align3d import distributed
     from align3d.loop import fit
-    from align3d.rewards.score import Scorer, as_reward
+    from align3d.rewards.score import Scorer, as_reward, known
     from align3d.samples import Sampling, shown
 
     check_range("seed", loop.seed, 0, MAX_SEED)
     prompts = read_prompts(options.prompts)
     prompts = choose_prompts(prompts, options.keep_above, options.prompt_rewards, "--prompt-rewards")
     score = Scorer(as_reward(reward), cameras, options.noise, options.background)
+    if options.skip_unknown:
+        prompts = known(prompts, {names["reward"]: score.reward})
     score.check(prompts)
     parts = {"model": model, "method": method, "reward": reward}
     config = {kind: described(part, names[kind]) for kind, part in parts.items()}

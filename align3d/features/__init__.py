@@ -19,6 +19,19 @@ FEATURES = {
 }
 
 
+def require(network: object, name: str) -> None:
+    """Refuse what is no feature network.
+
+    Raises:
+        ValueError: Says what it lacks.
+    """
+    dims = getattr(network, "dims", None)
+    lacks = [what for what in ("check", "__call__") if not callable(getattr(network, what, None))]
+    lacks += [] if type(dims) is int and dims >= 0 else [f"dims, a whole number (got {dims!r})"]
+    if lacks:
+        raise ValueError(f"features {name!r} lack {', '.join(lacks)}; docs/evaluation.md says what they need")
+
+
 @runtime_checkable
 class FeatureNetwork(Protocol):
     """A frozen network that looks at images."""

@@ -132,7 +132,10 @@ class DDPO:
             ValueError: If there is no transition to train, or nothing to compare a sample with.
         """
         if group < 2:
-            raise ValueError("ddpo compares samples of one prompt, and a group of 1 has no second; set loop.group to 4")
+            raise ValueError(
+                "ddpo compares samples of one prompt, and a group of 1 has no second; set loop.group to 4, or to "
+                "another divisor of loop.batch_size"
+            )
         if len(times) == 2 and not self.final:
             raise ValueError("ddpo: the only transition of a chain of 1 step is the last; use more steps, or final")
         if self.final and not float(model.schedule.sigma(times[-1:].double())) > 0:

@@ -23,7 +23,7 @@ from align3d.registry import blame, told
 from align3d.types import CHANNELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -173,6 +173,29 @@ def check_prompts(reward: Reward, prompts: Sequence[str]) -> None:
         if isinstance(error.__cause__, ValueError):  # what it is for: its own words are enough
             raise error.__cause__ from None
         raise
+
+
+def known(prompts: Sequence[str], rewards: Mapping[str, Reward]) -> list[str]:
+    """The prompts that all rewards can score.
+
+    Raises:
+        ValueError: If fewer than two are left; says how many each reward knows, and why the first is refused.
+    """
+    refused: dict[str, dict[str, str]] = {name: {} for name in rewards}
+    for name, reward in rewards.items():
+        for prompt in prompts:
+            try:
+                check_prompts(reward, [prompt])
+            except ValueError as error:
+                refused[name][prompt] = str(error)
+    left = [prompt for prompt in prompts if not any(prompt in bad for bad in refused.values())]
+    if len(left) < 2:
+        said = [f"{name} refuses {len(bad)} ({next(iter(bad.values()))})" for name, bad in refused.items() if bad]
+        raise ValueError(
+            f"two prompts or more are needed that all rewards can score, {len(left)} of {len(prompts)} are left"
+            + "".join(f"; {text}" for text in said)
+        )
+    return left
 
 
 def _written(reward: Any) -> Any:
