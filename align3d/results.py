@@ -124,6 +124,18 @@ def markdown(results: Sequence[Result], prompts: Sequence[str], trained: Mapping
     return "\n".join([*lines, ""])
 
 
+def protocol(about: Mapping[str, Any]) -> str:
+    """What was measured, in a line.
+
+    Args:
+        about: As evaluation.json has it.
+    """
+    return (
+        f"Model {about['model']['name']}; {about['prompts']} prompts, {about['num']} seeds each from {about['seed']} on, "
+        f"{about['views']} views of {about['size']} pixels; features: {about['features']['name']}.\n\n"
+    )
+
+
 def as_dicts(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Everything, for JSON."""
     return [asdict(result) for result in results]
@@ -164,7 +176,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
 
 
 def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _result(

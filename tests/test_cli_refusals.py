@@ -19,7 +19,7 @@ RENDER = ["render", "nope.ply", "--out", "x.png"]
 OWN = ["train", "--reward", "dnc", "--prompts", "prompts.txt", "--out", "run"]
 REFUSALS = {
     "command": (["trian"], "did you mean train"),
-    "model": (["sample", "--model", "nope", "--out", "out", "--prompt", "x"], "unknown model 'nope'; known: embedded"),
+    "model": (["sample", "--model", "nope", "--out", "out", "--prompt", "x"], "unknown model 'nope'; known: diff"),
     "method": (
         [*TRAIN, "--method", "nope", "--reward", "dnc"],
         "unknown method 'nope'; known: ddpo, draft, nabla",

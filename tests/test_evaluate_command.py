@@ -240,3 +240,44 @@ def test_spread_is_even_and_keeps_the_end():
     assert spread(3, 5) == [0, 1, 2] and spread(9, 3) == [0, 4, 8] and spread(4, 1) == [3]
     assert all(len(set(spread(n, k))) == min(n, k) for n in range(1, 30) for k in range(1, 12))
     assert torch.tensor(spread(100, 7)).diff().unique().numel() <= 2
+
+
+FEATURES = """
+class Blind:
+    def check(self): ...
+    def __call__(self, images): return images
+
+class Broken(Blind):
+    dims = 4
+    def __call__(self, images): raise KeyError("lens")
+
+class Flat(Blind):
+    dims = 4
+    def __call__(self, images): return images.mean()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Blind", "lack dims, a whole number (got None); docs/evaluation.md says what they need"),
+        ("Broken", "features Broken failed: KeyError: 'lens'"),
+        ("Flat", "Flat must give finite features of shape"),
+    ],
+)
+def test_feature_networks_of_users_are_blamed_and_leave_nothing(here, capsys, name, message):
+    (here / "lenses.py").write_text(FEATURES)
+    args = [*EVALUATE, "--features", f"lenses:{name}"]
+    before = contents(here)
+    assert main(args) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("align3d: error")]
+    assert message in line and contents(here) == before
+
+
+def test_prompts_that_a_reward_does_not_know_may_be_left_out(here, capsys):
+    (here / "some.txt").write_text("a red mug\na unicorn\na blue chair\n")
+    args = ["evaluate", *MEASURE, "--out", "out", "--rewards", "user_parts:Picky", "--prompts", "some.txt"]
+    args += ["--features", "none"]
+    assert "unicorn" in refused(capsys, args)
+    assert main([*args, "--skip-unknown"]) == 0, capsys.readouterr().err
+    assert table()["prompts"] == ["a red mug", "a blue chair"]

@@ -168,7 +168,7 @@ def test_numbers_against_the_base_make_the_headline(run, tmp_path):
     text = page.text()
     row = c["colour"]
     assert f"colour rose from {row.base:.3f} to {row.tuned:.3f} on 6 held-out prompts, 2 seeds each (+0." in text
-    assert "95 % interval" in text and "standard errors" not in text, "of six prompts"
+    assert "95 % interval" in text and "standard errors)" not in text, "of six prompts"
     assert "Not trained on: dnc" in text and "Diversity between seeds: 0." in text
     assert "A title" in text and "A note." in text and "align3d demo" in text
     assert "Samples along the way" not in text, "the run's own pictures come only where there are no better ones"

@@ -90,7 +90,7 @@ def start(tmp_path, monkeypatch):
         asked = Train(prompts=file, out=tmp_path / name, device="cpu", **options)
         parts = {"model": Toy(), "method": Nabla(beta=3.0, transitions=2), "reward": reward}
         names = {"model": "toy", "method": "nabla", "reward": "redness"}
-        watch = replace(watch, prompts=file)
+        watch = replace(watch, prompts=file) if watch.on else watch
         run(asked, names=names, loop=loop, cameras=CameraSampling(size=16), watch=watch, **parts)
         return asked.out
 
@@ -416,7 +416,7 @@ def test_killed_before_a_change_on_disk_and_resumed_leaves_the_same_files(tmp_pa
 
 
 if __name__ == "__main__":
-    from align3d import watch as module
+    from align3d import conditions as module
 
     torch.set_num_threads(1)
     os.fsync = lambda handle: None  # slow, and for power cuts

@@ -341,7 +341,7 @@ def write(options: Compare, work: Plan, paths: Sequence[Trail], found: dict[str,
     from align3d.evaluation_report import write_comparison
     from align3d.files import atomic_write
     from align3d.log import plain
-    from align3d.results import as_dicts, markdown
+    from align3d.results import as_dicts, markdown, protocol
 
     base, results = found["base"], results_of(paths, found)
     trained = paths[0].run.part("reward")
@@ -367,8 +367,15 @@ def write(options: Compare, work: Plan, paths: Sequence[Trail], found: dict[str,
         "results": as_dicts(list(results.values())),
     }
     atomic_write(work.out / "table.json", json.dumps(plain(table), ensure_ascii=False, indent=1) + "\n")
-    text = "\n".join([*texts, "## Every checkpoint", "", markdown(list(results.values()), base.prompts, {})])
-    atomic_write(work.out / "table.md", text)
+    text = "\n".join(
+        [
+            *texts,
+            "## Every checkpoint",
+            "",
+            markdown(list(results.values()), base.prompts, dict.fromkeys(results, trained)),
+        ]
+    )
+    atomic_write(work.out / "table.md", protocol(work.about) + text)
     pictures = {"base": base} | {path.name: found[path.checkpoints[-1].name] for path in paths}
     arguments = (list(results.values()), pictures, curves, tables, trained, work.about)
     page = write_comparison(work.out / "report.html", *arguments)

@@ -79,7 +79,7 @@ def write(work: Plan, tuned: Sequence[Tuned], found: dict[str, Evaluation]) -> N
     """table.json, table.md and report.html, and the table on standard output."""
     from align3d.evaluation_report import write_evaluation
     from align3d.files import atomic_write
-    from align3d.results import all_results, as_dicts, markdown
+    from align3d.results import all_results, as_dicts, markdown, protocol
 
     base = found["base"]
     results = all_results(base, found.get("reference"), {one.name: found[one.name] for one in tuned})
@@ -88,7 +88,7 @@ def write(work: Plan, tuned: Sequence[Tuned], found: dict[str, Evaluation]) -> N
     table = {"settings": work.about, "prompts": base.prompts, "runs": sources, "results": as_dicts(results)}
     text = markdown(results, base.prompts, trained)
     atomic_write(work.out / "table.json", json.dumps(table, ensure_ascii=False, indent=1) + "\n")
-    atomic_write(work.out / "table.md", text)
+    atomic_write(work.out / "table.md", protocol(work.about) + text)
     pictures = {name: found[name] for name in ("base", *trained)}
     page = write_evaluation(work.out / "report.html", results, pictures, trained, work.about, paths_of(tuned))
     print(text.partition("\n## Prompts")[0])
