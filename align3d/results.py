@@ -131,7 +131,7 @@ def protocol(about: Mapping[str, Any]) -> str:
         about: As evaluation.json has it.
     """
     return (
-        f"Model {about['model']['name']}; {about['prompts']} prompts, {about['num']} seeds each from {about['seed']} on, "
+        f"Model {about['model']['name']}; {about['prompts']} prompts, {about['num']} seeds each from {about['seed']}, "
         f"{about['views']} views of {about['size']} pixels; features: {about['features']['name']}.\n\n"
     )
 
