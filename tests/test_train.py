@@ -10,6 +10,7 @@ from user_parts import ToyModel, redness
 
 from align3d import samples
 from align3d.commands.train import Train, run
+from align3d.diffusion.sampler import NonFiniteError
 from align3d.interrupts import Terminated
 from align3d.loop import Loop
 from align3d.methods.nabla import Nabla
@@ -130,7 +131,7 @@ def test_a_start_that_fails_in_its_first_scoring_leaves_no_folder(start, tmp_pat
     def broken(views, prompts):
         return redness(views, prompts) * float("nan")
 
-    with pytest.raises(ValueError, match="returned nan"):
+    with pytest.raises(NonFiniteError, match="returned nan"):
         start(reward=broken)
     assert not (tmp_path / "run").exists()
     start()  # the corrected command
