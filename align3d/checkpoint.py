@@ -177,7 +177,7 @@ def load(path: Path, state: State) -> int:
 
 def read(path: Path, state: State) -> tuple[int, dict[str, Tensor], dict[str, dict[str, float]]]:
     """The step, the tensors and the numbers of a checkpoint, checked before anything of their size is allocated."""
-    step, file = verified(path)
+    about, file = verified(path)
     try:
         with safe_open(file, framework="pt") as content:
             have = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
@@ -185,16 +185,15 @@ def read(path: Path, state: State) -> tuple[int, dict[str, Tensor], dict[str, di
             tensors = {name: content.get_tensor(name) for name in have}
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged ({error})") from None
-    about = read_json(path / "state.json")
     numbers = {name: about.get(name) for name in NUMBERS}
     for name, values in numbers.items():
         if not isinstance(values, dict) or not all(type(value) in (int, float) for value in values.values()):
             raise ValueError(f"{path / 'state.json'}: damaged, {name} is {values!r}")
-    return step, tensors, numbers
+    return about["step"], tensors, numbers
 
 
-def verified(path: Path) -> tuple[int, Path]:
-    """The step of a checkpoint and the file of its tensors, which is as it was written.
+def verified(path: Path) -> tuple[dict[str, Any], Path]:
+    """What state.json says of a checkpoint, and the file of its tensors, which is as it was written.
 
     Raises:
         ValueError: If it is not; names the file.
@@ -211,7 +210,7 @@ def verified(path: Path) -> tuple[int, Path]:
     with file.open("rb") as handle:
         if hashlib.file_digest(handle, "blake2b").hexdigest() != about.get("blake2b"):
             raise ValueError(f"{file}: damaged, its checksum is not the one in state.json")
-    return about["step"], file
+    return about, file
 
 
 def check_shapes(file: Path, have: dict[str, tuple[int, ...]], state: State) -> None:
@@ -233,10 +232,15 @@ def require_same(file: Path, have: dict[str, tuple[int, ...]], want: dict[str, t
         raise ValueError(f"{file}: made by another model, {listed(sorted(wrong))}")
 
 
+def told_apart(prompts: Sequence[str]) -> dict[str, Any]:
+    """What tells a list of prompts from others: their number and a hash."""
+    digest = hashlib.blake2b("\n".join(prompts).encode(), digest_size=16).hexdigest()
+    return {"prompts": len(prompts), "prompts_blake2b": digest}
+
+
 def record(config: dict[str, Any], prompts: Sequence[str], processes: int) -> dict[str, Any]:
     """What config.json holds: the configuration as JSON has it, what the updates depend on besides, and provenance."""
-    digest = hashlib.blake2b("\n".join(prompts).encode(), digest_size=16).hexdigest()
-    inputs = {"prompts": len(prompts), "prompts_blake2b": digest, "processes": processes}
+    inputs = {**told_apart(prompts), "processes": processes}
     return {"config": plain(config), "inputs": inputs, **provenance()}
 
 

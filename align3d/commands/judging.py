@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import shutil
@@ -83,6 +82,7 @@ def plan(options: Measuring, names: dict[str, str], model: Any, features: Any, c
         FileNotFoundError: If there is no prompt file.
         ValueError: If a reward cannot judge a prompt, weights are missing, or there are too few images for an FID.
     """
+    from align3d.checkpoint import told_apart
     from align3d.evaluate import check, evaluation_cameras
     from align3d.features import require
     from align3d.rewards.score import as_reward, check_prompts, known
@@ -112,8 +112,7 @@ def plan(options: Measuring, names: dict[str, str], model: Any, features: Any, c
     about = {
         "command": command,
         "model": {key: value for key, value in generator.items() if key not in ("adapter", "rank", "alpha")},
-        "prompts": len(prompts),
-        "prompts_blake2b": hashlib.blake2b("\n".join(prompts).encode(), digest_size=16).hexdigest(),
+        **told_apart(prompts),
         "rewards": {name: told(name, reward) for name, reward in rewards.items()},
         "features": told(names["features"], features),
         **{name: getattr(options, name) for name in ("num", "seed", "views", "size", "batch_size")},
@@ -241,6 +240,7 @@ def tidy(out: Path, made: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        # with several processes, another may be writing its block
         if distributed.world() == 1 and not any((out / SETS).glob("*/block-*")):
             shutil.rmtree(out / SETS, ignore_errors=True)
             (out / ABOUT).unlink(missing_ok=True)
