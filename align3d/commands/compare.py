@@ -70,7 +70,7 @@ class Trail:
 
     folder: Path
     name: str
-    run: Run  # its configuration
+    newest: Tuned  # its last checkpoint
     group: str
     seed: int
     steps: tuple[int, ...]  # of all its checkpoints, ascending; less that of step 0, which is the base
@@ -81,7 +81,12 @@ class Trail:
     @property
     def checkpoints(self) -> tuple[Tuned, ...]:
         """Those that are measured, in the order of training."""
-        return tuple(adapters.at(self.folder, self.called(step), step) for step in self.chosen)
+        return tuple(self.checkpoint(step) for step in self.chosen)
+
+    def checkpoint(self, step: int) -> Tuned:
+        """That of an update; only its place differs from the last one's."""
+        folder = self.newest.folder.with_name(f"step-{step:06}")
+        return replace(self.newest, name=self.called(step), folder=folder, step=step)
 
     def with_step(self, step: int) -> Trail:
         """The same with one more checkpoint to measure."""
@@ -135,8 +140,12 @@ def measured(paths: Sequence[Trail]) -> list[Tuned]:
 def nearer(options: Compare, paths: Sequence[Trail], found: dict[str, Evaluation]) -> list[int]:
     """For each run, the checkpoint to measure next, where it crosses the highest level; 0 if there is none between."""
     from align3d.matched import crossing, default_levels
+    from align3d.metrics import frechet_distance
 
-    curves = curves_of(paths, {name: result.numbers for name, result in results_of(paths, found).items()})
+    reference = found["reference"].features.flatten(0, 2)
+    seen = {one.name: found[one.name] for one in measured(paths)} | {"base": found["base"]}
+    fids = {name: {"fid": frechet_distance(one.features.flatten(0, 2), reference)} for name, one in seen.items()}
+    curves = curves_of(paths, fids)
     level = max(options.levels or default_levels(curves))
     return [between(path, curve, crossing(curve, "fid", level)) for path, curve in zip(paths, curves, strict=True)]
 
@@ -185,7 +194,7 @@ def read_runs(options: Compare) -> Iterator[Trail]:
         yield Trail(
             folder,
             name,
-            run,
+            adapters.at(folder, name, later[-1]),
             group_of(folder, fields, options.group, known),
             seed,
             tuple(later),
@@ -259,10 +268,10 @@ def check_runs(paths: Sequence[Trail], group: Sequence[str]) -> None:
     first = paths[0]
     for path in paths[1:]:
         for what, key in (("prompts", "prompts_blake2b"), ("numbers of prompts", "prompts")):
-            a, b = ((p.run.config.get("inputs") or {}).get(key) for p in (first, path))
+            a, b = ((p.newest.run.config.get("inputs") or {}).get(key) for p in (first, path))
             if a != b:
                 raise ValueError(f"{first.folder} and {path.folder} were trained on different {what}; compare others")
-        a, b = (p.run.settings.get("reward") for p in (first, path))
+        a, b = (p.newest.run.settings.get("reward") for p in (first, path))
         if a != b:
             said = f"{shown(a)} and {shown(b)}"
             raise ValueError(
@@ -272,7 +281,7 @@ def check_runs(paths: Sequence[Trail], group: Sequence[str]) -> None:
     seeds: dict[tuple[str, int], Trail] = {}
     for path in paths:
         head = heads.setdefault(path.group, path)
-        old, new = (fields_of(p.run) for p in (head, path))
+        old, new = (fields_of(p.newest.run) for p in (head, path))
         differ = [k for k in differences(old, new) if k not in MAY_DIFFER and not k.startswith(NO_PART)]
         if differ:
             said = listed([f"{key} {old.get(key)!r} and {new.get(key)!r}" for key in differ])
@@ -344,7 +353,7 @@ def write(options: Compare, work: Plan, paths: Sequence[Trail], found: dict[str,
     from align3d.results import as_dicts, markdown, protocol
 
     base, results = found["base"], results_of(paths, found)
-    trained = paths[0].run.part("reward")
+    trained = paths[0].newest.run.part("reward")
     curves = curves_of(paths, {name: result.numbers for name, result in results.items()})
     blocks = [
         curves_of(paths, {name: result.blocks[g] for name, result in results.items()})
@@ -367,14 +376,8 @@ def write(options: Compare, work: Plan, paths: Sequence[Trail], found: dict[str,
         "results": as_dicts(list(results.values())),
     }
     atomic_write(work.out / "table.json", json.dumps(plain(table), ensure_ascii=False, indent=1) + "\n")
-    text = "\n".join(
-        [
-            *texts,
-            "## Every checkpoint",
-            "",
-            markdown(list(results.values()), base.prompts, dict.fromkeys(results, trained)),
-        ]
-    )
+    every = markdown(list(results.values()), base.prompts, dict.fromkeys(results, trained))
+    text = "\n".join([*texts, "## Every checkpoint", "", every])
     atomic_write(work.out / "table.md", protocol(work.about) + text)
     pictures = {"base": base} | {path.name: found[path.checkpoints[-1].name] for path in paths}
     arguments = (list(results.values()), pictures, curves, tables, trained, work.about)
