@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.commands.inputs import choose_device, choose_prompts, load_model, read_prompts
-from align3d.models.embedded import ASSETS, Embedded
 
 if TYPE_CHECKING:
     from align3d.models.text import TextSource
@@ -69,19 +68,7 @@ def text_source(model: Any, name: str, options: Embed) -> TextSource:
         device = choose_device(options.device)
         with blame(f"loading the text encoder of the model {name}", model):
             return model.text_source(device=device, precision=options.precision or "bfloat16", offload=options.offload)
-    if isinstance(model, Embedded):
-        return words(model, choose_device(options.device))
     source = getattr(load_model(model, name, options.device), "text", None)
     if not callable(source):
         raise ValueError(f"model {name!r} has no text encoder, neither text_source() nor what it loads has `text`")
     return source
-
-
-def words(model: Embedded, device: str) -> TextSource:
-    """The text encoder of the embedded generator."""
-    from align3d.models.loading import load_part
-    from align3d.models.nets.text import TextEncoder
-    from align3d.models.text import WordText
-
-    network = load_part(TextEncoder, (model.weights or ASSETS) / "text_encoder")
-    return WordText(network.requires_grad_(False).eval().to(device))

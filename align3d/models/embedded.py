@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.models.loading import load_part
 
 if TYPE_CHECKING:
     from align3d.models.diffsplat import DiffSplat
+    from align3d.models.text import TextSource
     from align3d.types import Cameras
 
 ASSETS = Path(__file__).parent.parent / "assets" / "embedded"
@@ -37,6 +38,19 @@ class Embedded:
             raise ValueError(f"model.alpha must be above 0 and at most 10000, got {self.alpha}")
         if not 0 <= self.guidance <= 100:
             raise ValueError(f"model.guidance must be 0 to 100, got {self.guidance}")
+
+    def text_source(self, device: str = "cpu", precision: Any = "float32", offload: bool = False) -> TextSource:
+        """The text encoder, without the other networks: so small that it is float32 and never moved.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If one is damaged.
+        """
+        from align3d.models.nets.text import TextEncoder
+        from align3d.models.text import WordText
+
+        network = load_part(TextEncoder, (self.weights or ASSETS) / "text_encoder")
+        return WordText(network.requires_grad_(False).eval().to(device))
 
     def load(self, device: str = "cpu") -> DiffSplat:
         """The generator, frozen, with a LoRA adapter of no effect (or the one from `adapter`).
