@@ -339,9 +339,12 @@ def number(value: float | None, sign: bool = False, like: float | None = None) -
 
 def interval(row: Change) -> str:
     """The interval of a change, in words, with the decimals of the change."""
-    if row.low is None or row.high is None:
-        return ""
-    return f"{number(row.low, sign=True, like=row.change)} to {number(row.high, sign=True, like=row.change)}"
+    return between(row.low, row.high, sign=True, like=row.change)
+
+
+def between(low: float | None, high: float | None, sign: bool = False, like: float | None = None) -> str:
+    """An interval in words, its ends as `number` writes them; nothing if it is not known."""
+    return "" if low is None or high is None else f"{number(low, sign, like)} to {number(high, sign, like)}"
 
 
 def check(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from align3d.charts import MINUS, curves_chart, interval_chart, number
+from align3d.charts import MINUS, curves_chart, interval_chart
+from align3d.evaluate import between, number
 from align3d.files import replacing
 from align3d.gallery import Exhibit, figure
 from align3d.matched import Curve, Point
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from align3d.evaluate import Evaluation
     from align3d.matched import Difference, Matched
-    from align3d.results import Distance, Result
+    from align3d.results import Result
 
 MOST = 12  # prompts in pictures
 WORDS = {"fid": "FID", "seconds": "seconds of training", "evaluations": "evaluations of the network"}
@@ -134,13 +135,6 @@ def _protocol(seen: Evaluation, about: Mapping[str, Any]) -> str:
     return f"{grid}, {cameras}."
 
 
-def _span(distance: Distance | None) -> str:
-    if distance is None or distance.low is None or distance.high is None:
-        return ""
-    low, high = (number(v) for v in (distance.low, distance.high))
-    return f"{low} to {high}"
-
-
 def _numbers(results: Sequence[Result], trained: Mapping[str, str | None]) -> Html:
     """One row per model, one column per number."""
     names = list(results[0].numbers)
@@ -154,7 +148,9 @@ def _numbers(results: Sequence[Result], trained: Mapping[str, str | None]) -> Ht
             tone = "unsure" if c is not None and not c.certain else None
             if c is not None and c.certain and name != "diversity":
                 tone = "up" if c.change > 0 else "down"
-            more = _span(result.fid) if name == "fid" else number(c.change, sign=True) if c is not None else ""
+            more = number(c.change, sign=True) if c is not None else ""
+            if name == "fid" and result.fid is not None:
+                more = between(result.fid.low, result.fid.high)
             value = h("span", number(result.numbers.get(name)), h("small", more) if more else None)
             cells.append(h("td", value, data_label=WORDS.get(name, name), class_=tone))
         on = trained.get(result.name)
@@ -188,7 +184,7 @@ def _changes(tuned: Sequence[Result]) -> Html | None:
         d = result.fid
         above = None
         if d is not None:
-            span = "" if d.above_low is None else f" ({number(d.above_low, True)} to {number(d.above_high, True)})"
+            span = "" if d.above_low is None else f" ({between(d.above_low, d.above_high, True)})"
             above = h("p", f"FID above the floor: {number(d.above, sign=True)}{span}")
         if chart:
             panels.append(h("div", h("h3", result.name), above, chart, class_="panel"))
@@ -212,8 +208,8 @@ def _matched(table: Matched, curves: Sequence[Curve], first: bool) -> Html:
         values = {
             f"{by} at most": number(row.level),
             table.of: number(row.value),
-            "95 % over runs": _between(row.low, row.high),
-            "over prompts": _between(*(row.prompts or (None, None))),
+            "95 % over runs": between(row.low, row.high) or "n/a",
+            "over prompts": between(*(row.prompts or (None, None))) or "n/a",
             "runs": str(row.seeds),
         }
         if unspent:
@@ -245,14 +241,10 @@ def _matched(table: Matched, curves: Sequence[Curve], first: bool) -> Html:
     )
 
 
-def _between(low: float | None, high: float | None, sign: bool = False) -> str:
-    return "n/a" if low is None or high is None else f"{number(low, sign)} to {number(high, sign)}"
-
-
 def _difference(d: Difference, by: str) -> Html:
     """Two groups at a level, in words."""
-    span = "" if d.low is None else f", 95 % {_between(d.low, d.high, True)} over runs"
-    span += "" if d.prompts is None else f", {_between(*d.prompts, True)} over prompts"
+    span = "" if d.low is None else f", 95 % {between(d.low, d.high, True)} over runs"
+    span += "" if d.prompts is None else f", {between(*d.prompts, True)} over prompts"
     sure = "" if d.low is None else " (sure)" if d.certain else " (not sure)"
     what = f"{by} {number(d.level)}: {d.group} {MINUS} {d.against}"
     return h("li", f"{what} = {number(d.change, sign=True)}{span}{sure}")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
-from align3d.evaluate import number
+from align3d.evaluate import between, number
 from align3d.intervals import jackknife_interval, mean_interval, t_quantile
 
 if TYPE_CHECKING:
@@ -398,10 +398,9 @@ def _difference(
     return Difference(level, a, b, False, change, math.sqrt(total), change - half, change + half, prompts)
 
 
-def _intervals(row: Row | Difference, like: float | None, sign: bool = False) -> Iterator[str]:
+def _intervals(row: Row | Difference, like: float | None, sign: bool = False) -> list[str]:
     """The intervals over runs and over prompts in words, with the decimals of the number they belong to."""
-    for low, high in ((row.low, row.high), row.prompts or (None, None)):
-        yield "" if low is None or high is None else f"{number(low, sign, like)} to {number(high, sign, like)}"
+    return [between(*span, sign, like) for span in ((row.low, row.high), row.prompts or (None, None))]
 
 
 def _cells(cells: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from align3d.evaluate import Change, Evaluation, change, compare, interval, number
+from align3d.evaluate import Change, Evaluation, between, change, compare, interval, number
 from align3d.intervals import jackknife_error, jackknife_interval
 from align3d.metrics import Reference, diversity, without_blocks
 
@@ -145,8 +145,7 @@ def fid_text(distance: Distance | None) -> str:
     """A distance with its interval."""
     if distance is None or distance.low is None or distance.high is None:
         return number(None if distance is None else distance.value)
-    low, high = (number(v, like=distance.value) for v in (distance.low, distance.high))
-    return f"{number(distance.value)} ({low} to {high})"
+    return f"{number(distance.value)} ({between(distance.low, distance.high, like=distance.value)})"
 
 
 def _cells(result: Result, base: Result) -> list[str]:
@@ -164,8 +163,7 @@ def _changed(tuned: Sequence[Result]) -> Iterator[list[str]]:
             yield [_escape(result.name), _escape(c.name), *cells]
         if result.fid is not None:
             d = result.fid
-            span = "" if d.above_low is None else f"{number(d.above_low, True, d.above)} to "
-            span += "" if d.above_high is None else number(d.above_high, True, d.above)
+            span = between(d.above_low, d.above_high, True, d.above)
             floor = number(d.value - d.above)
             yield [_escape(result.name), "FID", floor, number(d.value), number(d.above, sign=True), span, "", ""]
 

@@ -5,8 +5,9 @@
 Trains each method with each reward and several seeds, all for the same time and two runs at once, a core each; then
 `align3d compare` measures their checkpoints on held-out prompts. Prompts name two colours each ("a blue chair with red
 legs"), of which the base model has one wrong in a quarter of its samples. All of it is done by the commands that a user
-types; a second start with the same arguments goes on where the first one ended. A full run takes about four hours on
-two cores, --quick a quarter of one. --docs FOLDER writes benchmark.md and its pictures there (methods_page.py).
+types; a second start with the same arguments goes on where the first one ended. On two cores a full run trains for an
+hour and a half and measures for about two; --quick takes one reward, one seed and three methods. --docs FOLDER writes
+benchmark.md and its pictures there (methods_page.py).
 """
 
 from __future__ import annotations

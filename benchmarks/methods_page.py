@@ -18,7 +18,7 @@ from typing import Any
 
 from align3d import sampleset
 from align3d.charts import curves_chart
-from align3d.evaluate import number
+from align3d.evaluate import between, number, spread
 from align3d.matched import Curve, Difference, Matched, Point, Row, matched
 
 CLAIM, AGAINST = "nabla", ("refl", "draft")
@@ -197,7 +197,7 @@ def yes(flag: bool) -> str:
 
 def span(low: float | None, high: float | None) -> str:
     """An interval of a difference, in words."""
-    return "n/a" if low is None or high is None else f"{number(low, True)} to {number(high, True)}"
+    return between(low, high, sign=True) or "n/a"
 
 
 def at_level(study: Study, level: float) -> Iterator[str]:
@@ -210,7 +210,7 @@ def at_level(study: Study, level: float) -> Iterator[str]:
             yield cells([method, f"ends at FID {average(study, method, 'fid')}", *[""] * (len(heads) - 1)])
             continue
         row = study.row(method, level)
-        own = "n/a" if row.low is None or row.high is None else f"{number(row.low)} to {number(row.high)}"
+        own = between(row.low, row.high) or "n/a"
         line = [method, number(row.value), own, *(number(row.numbers.get(name)) for name in beside)]
         line.append(f"{row.numbers['step']:.0f}")
         if method == CLAIM:
@@ -297,8 +297,8 @@ def sheet(study: Study, sets: Path, path: Path, level: float | None) -> None:
         said = f", FID {point['fid']:.0f}, {number(point[study.reward])}"
         chosen[curve.group] = (f"{name}-{point.step:06}" if point.step else "base", said)
     pixels = {title: pictures(sets / name) for title, (name, _) in chosen.items()}
-    prompts = prompts_of(sets / "base")
-    rows = range(0, len(prompts), max(1, len(prompts) // SHOWN))[:SHOWN]
+    prompts = study.table["prompts"]
+    rows = spread(len(prompts), SHOWN)
     images = torch.stack([pixels[title][i, 0] for i in rows for title in chosen])
     labels = [
         prompts[i] if title == "base" else title + said * (i == 0) for i in rows for title, (_, said) in chosen.items()
@@ -306,21 +306,11 @@ def sheet(study: Study, sets: Path, path: Path, level: float | None) -> None:
     save_sheet(path, images, len(chosen), labels)
 
 
-def blocks_of(folder: Path) -> list[Any]:
-    """The parts of a set of samples, in order."""
-    return [sampleset.load(block) for block in sorted(folder.glob("block-*"))]
-
-
-def prompts_of(folder: Path) -> list[str]:
-    """The prompts of a set."""
-    return [prompt for part in blocks_of(folder) for prompt in part.prompts]
-
-
 def pictures(folder: Path) -> Any:
     """The first seed's views of every prompt, (P, V, 3, H, W), in [0, 1]."""
     import torch
 
-    return torch.cat([part.pictures[:, 0] for part in blocks_of(folder)]).float() / 255
+    return torch.cat([sampleset.load(block).pictures[:, 0] for block in sorted(folder.glob("block-*"))]).float() / 255
 
 
 def recoloured(prompt: str) -> list[str]:
@@ -329,12 +319,12 @@ def recoloured(prompt: str) -> list[str]:
     return [prompt[: m.start()] + c + prompt[m.end() :] for m in found for c in COLOURS if c != m[0]]
 
 
-def right(folder: Path) -> tuple[int, int]:
-    """Of how many samples clip-tiny finds the prompt nearer than the same with a colour replaced; and of how many."""
+def right(folder: Path, prompts: Sequence[str]) -> tuple[int, int]:
+    """In how many samples of a set clip-tiny finds the prompt nearer than with a colour replaced; and of how many."""
     from align3d.rewards.clip_tiny import image_features, text_features
 
-    seen, prompts, good = pictures(folder), prompts_of(folder), 0
-    for views, prompt in zip(seen, prompts, strict=True):
+    good = 0
+    for views, prompt in zip(pictures(folder), prompts, strict=True):
         similarity = image_features(views) @ text_features([prompt, *recoloured(prompt)]).T
         good += int(similarity.mean(0).argmax() == 0)
     return good, len(prompts)
@@ -351,7 +341,7 @@ def write(studies: Sequence[Study], folders: dict[str, Path], docs: Path, setup:
     """
     (docs / "pictures").mkdir(parents=True, exist_ok=True)
     verdicts = [verdict(study) for study in studies]
-    good, all_ = right(folders[studies[0].reward] / "sets" / "base")
+    good, all_ = right(folders[studies[0].reward] / "sets" / "base", studies[0].table["prompts"])
     parts = [
         "# Which method is better\n",
         *(f"- {text}" for text, _ in verdicts),
