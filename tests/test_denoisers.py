@@ -248,8 +248,8 @@ def test_a_wider_input_layer_changes_nothing_at_first(family):
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_published_folders_are_those_of_the_network(family, sharded, tmp_path):
-    from align3d.models.loading import load_part
     from align3d.models.nets.denoisers import stock_config
+    from align3d.weights import load_part
 
     folder = write_denoiser(tmp_path / "x", family, sharded)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from diffusers import PixArtTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from align3d.models.loading import WEIGHTS, NotItsWeights, Weights, load_part, parameters_on_meta, require_keys
+from align3d.weights import WEIGHTS, NotItsWeights, Weights, load_part, parameters_on_meta, require_keys
 
 CONFIG = dict(num_attention_heads=2, attention_head_dim=8, in_channels=10, out_channels=8, num_layers=2, sample_size=8)
 CONFIG |= dict(cross_attention_dim=16, caption_channels=12, use_additional_conditions=False)
@@ -60,6 +60,20 @@ def test_a_loaded_network_is_the_saved_one(network, whole):
 
 def test_shards_are_one_network(network, shards):
     assert torch.equal(run(load_part(PixArtTransformer2DModel, shards)), run(network))
+
+
+@pytest.mark.parametrize("layout", ["whole", "shards"])
+def test_16_bits_are_taken_where_there_is_nothing_else(network, layout, request):
+    folder = request.getfixturevalue(layout)
+    if layout == "whole":
+        (folder / f"{WEIGHTS}.safetensors").rename(folder / f"{WEIGHTS}.fp16.safetensors")
+    else:
+        index = folder / f"{WEIGHTS}.safetensors.index.json"
+        index.rename(folder / f"{WEIGHTS}.safetensors.index.fp16.json")
+    assert torch.equal(run(load_part(PixArtTransformer2DModel, folder)), run(network))
+    save_file({"else": torch.zeros(1)}, folder / f"{WEIGHTS}.safetensors")
+    with pytest.raises(ValueError, match="does not fit"):
+        load_part(PixArtTransformer2DModel, folder)
 
 
 def test_values_of_the_configuration_may_be_changed(whole):

@@ -56,9 +56,9 @@ def test_what_peft_writes_and_reads(weights, trained, tmp_path):
     from diffusers import PixArtTransformer2DModel
     from peft import LoraConfig, get_peft_model
 
-    from align3d.models.loading import load_part
     from align3d.models.lora import TARGETS
     from align3d.models.nets.multiview import set_multiview
+    from align3d.weights import load_part
 
     def wrapped():
         network = set_multiview(load_part(PixArtTransformer2DModel, weights / "transformer"), 4)

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from align3d.diffusion.schedule import DiscreteVP
 from align3d.diffusion.transition import score_scale
 from align3d.models.diffsplat import DiffSplat, TextCond, plucker_rays_published
-from align3d.models.loading import load_part
 from align3d.models.lora import Adapter
 from align3d.models.published import AZIMUTHS, ELEVATION, LAYERS, VIEWS
 from align3d.models.splat_maps import SplatMaps
 from align3d.models.text import Text
 from align3d.scenes.cameras import orbit
+from align3d.weights import load_part
 
 HERE = Path(__file__).parent / "data" / "released"
 

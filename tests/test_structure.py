@@ -24,9 +24,10 @@ MAX_LINES = 420
 
 # A part imports parts of earlier rows and itself. Methods see the contracts and the mathematics, nothing else.
 LAYERS = [
-    ["types", "rng", "registry", "files"],
+    ["types", "rng", "registry", "files", "weights"],
     ["diffusion"],
     ["scenes"],
+    ["pretrained"],
     ["models", "priors", "rewards"],
     ["features"],
     ["methods"],

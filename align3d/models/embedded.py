@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align3d.models.loading import load_part
+from align3d.weights import load_part
 
 if TYPE_CHECKING:
     from align3d.models.diffsplat import DiffSplat

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.models.embedded import bfloat16_is_fast
-from align3d.models.loading import NotItsWeights, Weights, build, fill, load_part
+from align3d.weights import NotItsWeights, Weights, build, fill, load_part
 
 if TYPE_CHECKING:
     from torch import nn

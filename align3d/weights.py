@@ -38,13 +38,16 @@ class Weights:
 
     @classmethod
     def find(cls, folder: Path, name: str = WEIGHTS) -> Weights:
-        """Those of a folder: NAME.safetensors, or the shards of NAME.safetensors.index.json.
+        """Those of a folder: NAME.safetensors, the shards of NAME.safetensors.index.json, or either in 16 bits (fp16).
 
         Raises:
-            FileNotFoundError: If there is neither, or a shard is missing.
+            FileNotFoundError: If there are none, or a shard is missing.
             ValueError: If the index is damaged.
         """
-        file, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
+        file, half = folder / f"{name}.safetensors", folder / f"{name}.fp16.safetensors"
+        index, half_index = folder / f"{file.name}.index.json", folder / f"{file.name}.index.fp16.json"
+        if not (file.is_file() or index.is_file()) and (half.is_file() or half_index.is_file()):
+            file, index = half, half_index
         if file.is_file() or not index.is_file():
             require_file(file)
             return cls({"": file})
@@ -110,8 +113,8 @@ def require_file(path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is {'no file' if path.exists() else 'missing'}; --model.weights takes the folder of a model as it "
-            "was published, with all its files"
+            f"{path} is {'no file' if path.exists() else 'missing'}; the folder of a network is needed as it was "
+            "published, with all its files"
         )
 
 
