@@ -182,6 +182,28 @@ def test_padding_counts_only_where_it_is_not_masked(family):
     assert (change == 0).all() == (family == "pas")
 
 
+@pytest.mark.parametrize("lengths", [(5, 9), (33, 2)])
+def test_only_padding_that_is_masked_is_cut(family, monkeypatch, lengths):
+    from align3d.models.nets import denoisers
+
+    x, _, weight = inputs(family)
+    width, pooled = FAMILIES[family].text
+    rng = torch.Generator().manual_seed(1)
+    states, total = torch.randn(B, 80, width, generator=rng), torch.randn(B, pooled, generator=rng)
+    keep = (torch.arange(80) < torch.tensor(lengths)[:, None]).float()
+    text = Text(states, keep, total if pooled else None)
+    ours, seen = denoiser(family), []
+    ours.network.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
+    )
+    out, grad = run(lambda leaf: ours(leaf, TIMES, text), x, weight)
+    monkeypatch.setattr(denoisers, "longest", lambda keep: keep.shape[1])
+    true, true_grad = run(lambda leaf: ours(leaf, TIMES, text), x, weight)
+    assert seen == [{5: 32, 33: 64}[lengths[0]] if family == "pas" else 80, 80]
+    assert close(out, true) and close(grad, true_grad)
+    assert (true_grad.flatten(1).norm(dim=1) > 0.1).all()
+
+
 def test_labels_of_times():
     t = torch.tensor([0.0, 0.3337, 1.0])
     assert denoiser("pas").label(t).tolist() == [0, 333, 999]

@@ -111,6 +111,26 @@ class Published:
             FileNotFoundError: If a folder or file is missing.
             ValueError: If weights are damaged or do not fit, or there is neither a text encoder nor a cache.
         """
+        from align3d.models.nets import denoisers
+
+        root, kind = self.root(), getattr(denoisers, self.denoiser)
+        codec = self.load_codec(newest(root / self.codec))
+        network = self.load_network(kind, newest(root / self.run) / kind.folder, device)
+        return self.assemble(network, codec, self.texts(device, network.config), device)
+
+    def assemble(self, network: nn.Module, codec: nn.Module, texts: TextSource, device: str = "cpu") -> DiffSplat:
+        """The generator from its networks, which are frozen, changed in place and moved.
+
+        Args:
+            network: The stock network of the denoiser, in the precision that it shall compute in.
+            codec: The GS-VAE.
+            texts: Source of texts on the device.
+            device: Where the networks shall live.
+
+        Raises:
+            FileNotFoundError: If `adapter` is not there.
+            ValueError: If the network is another, or the adapter does not fit.
+        """
         import torch
 
         from align3d.models.diffsplat import DiffSplat, plucker_rays, plucker_rays_published
@@ -119,13 +139,9 @@ class Published:
         from align3d.models.splat_maps import SplatMaps
         from align3d.scenes.cameras import orbit, to_device
 
-        root = self.root()
-        kind, schedule = getattr(denoisers, self.denoiser), self.schedule()
-        codec = self.load_codec(newest(root / self.codec))
-        network = self.load_network(kind, newest(root / self.run) / kind.folder, device)
+        schedule = self.schedule()
         label = {} if self.prediction == "flow" else {"label": schedule.index}
-        denoiser = kind(network, VIEWS, softmax=self.softmax, **label)
-        texts = self.texts(device, network.config)
+        denoiser = getattr(denoisers, self.denoiser)(network, VIEWS, softmax=self.softmax, **label)
         for part in (network, codec):
             part.requires_grad_(False).eval()
         adapter = Adapter(network, self.rank, self.alpha, LAYERS[self.layers])

@@ -18,6 +18,7 @@ from align3d.models.text import Text
 
 Softmax = Literal["network", "float32"]
 PLUCKER = 6  # channels of the rays, after those of the latents
+TOKENS = 32  # texts are cut to multiples of this: few shapes, for which a GPU's kernels are chosen anew
 
 
 class Denoiser:
@@ -101,15 +102,20 @@ class PixArt(Denoiser):
     entry = "pos_embed.proj.weight"
 
     def rows(self, x: Float[Tensor, "BV C h w"], label: Tensor, states: Float[Tensor, "B T D"], text: Text) -> Tensor:
-        """The output of the network, rows (b v)."""
-        V = self.num_views
+        """The output of the network, rows (b v); without the padding that no row needs, it makes no difference."""
+        V, tokens = self.num_views, longest(text.keep)
         return self.network(
             x,
-            encoder_hidden_states=states.repeat_interleave(V, 0),
+            encoder_hidden_states=states[:, :tokens].repeat_interleave(V, 0),
             timestep=label.repeat_interleave(V),
-            encoder_attention_mask=text.keep.repeat_interleave(V, 0),
+            encoder_attention_mask=text.keep[:, :tokens].repeat_interleave(V, 0),
             return_dict=False,
         )[0]
+
+
+def longest(keep: Float[Tensor, "B T"]) -> int:
+    """The number of tokens of the longest text, up to the next multiple of TOKENS; tokens come before padding."""
+    return -(-max(1, int(keep.sum(1).max())) // TOKENS) * TOKENS
 
 
 class UNet(Denoiser):
