@@ -404,6 +404,6 @@ def test_the_command_refuses_another_start(here, capsys):
     assert main(EMBED) == 0
     capsys.readouterr()
     assert "precision 'float32' instead of 'bfloat16'" in refused(capsys, [*EMBED, "--precision", "bfloat16"])
-    assert "--keep-above and --rewards belong together" in refused(capsys, [*EMBED, "--keep-above", "1"])
+    assert "--keep-above 1.0 needs the prompts' rewards" in refused(capsys, [*EMBED, "--keep-above", "1"])
     assert "batch_size" in refused(capsys, [*EMBED, "--batch-size", "0"])
     assert "no text encoder" in refused(capsys, ["embed", "--model", "mine:Toy", *EMBED[3:-1], "new"])

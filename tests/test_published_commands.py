@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,47 +11,61 @@ from command_checks import refused
 from safetensors.torch import load_file
 from tiny_text import write_texts
 
-from align3d import samples
+from align3d import registry, samples
 from align3d.cli import main
+from align3d.models import MODELS
 
 SMALL = ["--model.steps", "2", "--model.precision", "float32"]
 TRAIN = ["--method", "nabla", "--method.transitions", "2", "--reward", "colorfulness", "--cameras.size", "16"]
 TRAIN += ["--loop.updates", "2", "--loop.batch-size", "2", "--prompts", "prompts.txt", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """Files of the PixArt variant with a text encoder that fits."""
-    folder = tmp_path_factory.mktemp("published")
-    family = tiny_published.FAMILIES["pas"]
+TEXTS = {"pas": {"": "t5"}, "sd15": {"": "clip"}, "sd35m": {"": "pooled", "_2": "pooled", "_3": "t5"}}
+
+
+def write(folder: Path, family: str) -> Path:
+    """Files of a variant, with a text encoder that fits."""
+    write_texts(folder / "text", TEXTS[family])
+    part = registry.load(MODELS, f"diffsplat-{family}")(text=folder / "text")
+    text = part.text_source(precision="float32")(["a"])
+    sizes = {part.width: text.states.shape[-1]}
+    sizes |= {} if text.pooled is None else {"pooled_projection_dim": text.pooled.shape[-1]}
+    known = tiny_published.FAMILIES[family]
     with pytest.MonkeyPatch.context() as patch:
-        config = family.config | {"caption_channels": 16}
-        patch.setitem(tiny_published.FAMILIES, "pas", replace(family, config=config))
-        tiny_published.write_published(folder / "weights", "pas")
-    write_texts(folder / "text", {"": "t5"})
+        patch.setitem(tiny_published.FAMILIES, family, replace(known, config=known.config | sizes))
+        tiny_published.write_published(folder / "weights", family)
     return folder
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder with weights/ and text/ for each variant, written when it is asked for."""
+    return cache(lambda family: write(tmp_path_factory.mktemp(family), family))
+
+
 @pytest.fixture
-def here(published, tmp_path, monkeypatch):
+def here(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(samples, "FRAMES", 2)
     Path("prompts.txt").write_text("a red mug\na blue chair\nthe dog\n")
-    return published
+    return folders("pas")
 
 
-def model(published, *more):
-    return ["--model", "diffsplat-pas", "--model.weights", str(published / "weights"), *SMALL, *more]
+def model(published, *more, family="pas"):
+    return ["--model", f"diffsplat-{family}", "--weights", str(published / "weights"), *SMALL, *more]
 
 
-def embed(published, out="cache", *more):
+def embed(published, out="cache", *more, family="pas"):
     text = ["--model.text", str(published / "text")]
-    return ["embed", *model(published, *text), "--prompts", "prompts.txt", "--out", out, "--device", "cpu", *more]
+    prompts = ["--prompts", "prompts.txt", "--out", out, "--device", "cpu"]
+    return ["embed", *model(published, *text, family=family), *prompts, *more]
 
 
-def test_from_prompts_to_a_tuned_model(here, capsys):
-    assert main(embed(here)) == 0, capsys.readouterr().err
-    cached = model(here, "--model.cache", "cache")
+@pytest.mark.parametrize("family", TEXTS)
+def test_from_prompts_to_a_tuned_model(folders, here, capsys, family):
+    files = folders(family)
+    assert main(embed(files, family=family)) == 0, capsys.readouterr().err
+    cached = model(files, "--model.cache", "cache", family=family)
     assert main(["train", *cached, *TRAIN, "--out", "run"]) == 0, capsys.readouterr().err
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(row["grad_norm"] > 0 for row in rows) and Path("run/report.html").is_file()

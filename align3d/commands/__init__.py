@@ -6,6 +6,8 @@ The first line of the dataclass's docstring is the command's line in `align3d --
   `--reward dnc` picks the class, whose own fields become the flags `--reward.FIELD`.
 - `groups`: further dataclasses, name -> "module:Class", whose fields become the flags `--NAME.FIELD`.
 - `shorthands`: flag -> longer flag that it stands for.
+- `first`: the flag that a word stands for which comes first, without a flag.
+- `defaults`: a function from the arguments to defaults: kind -> options and "name"; "options" has the command's own.
 - `earlier`: the flag that names an earlier run, whose model and options are then the defaults; or a function that finds
   the run in the arguments, or None.
 

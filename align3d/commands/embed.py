@@ -30,6 +30,7 @@ class Embed:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
 
     parts: ClassVar[dict[str, str | None]] = {"model": "embedded"}
+    shorthands: ClassVar[dict[str, str]] = {"--weights": "--model.weights"}
     many_processes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import itertools
 import re
 import shlex
 import sys
-from dataclasses import field, is_dataclass, make_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,10 +43,13 @@ def parse(options_class: type, command: str, args: Sequence[str]) -> tuple[Any, 
         ValueError: If the arguments are wrong, in one line.
     """
     args = [_expand(arg, getattr(options_class, "shorthands", {})) for arg in args]
+    if hasattr(options_class, "first") and args and not args[0].startswith("-"):
+        args = [options_class.first, *args]
     parts, groups = getattr(options_class, "parts", {}), getattr(options_class, "groups", {})
     wants_help = "-h" in args or "--help" in args
     before = _before(options_class, args)
-    names = {kind: value_of(f"--{kind}", args, _known(kind, before) or default) for kind, default in parts.items()}
+    parts = {kind: _known(kind, before) or default for kind, default in parts.items()}
+    names = {kind: value_of(f"--{kind}", args, default) for kind, default in parts.items()}
     missing = [kind for kind, name in names.items() if name is None]
     if missing and not wants_help:
         kind = missing[0]
@@ -56,7 +59,7 @@ def parse(options_class: type, command: str, args: Sequence[str]) -> tuple[Any, 
     found = {kind: load_part(kind, name) for kind, name in names.items() if name is not None}
     classes = {kind: part for kind, part in found.items() if isinstance(part, type) and is_dataclass(part)}
     classes |= {name: registry.load({}, path, "options") for name, path in groups.items()}
-    layout: list[tuple[Any, ...]] = [("options", Annotated[options_class, tyro.conf.arg(name="")])]
+    layout: list[tuple[Any, ...]] = [_own(options_class, before.get("options", {}))]
     layout += [_name_flag(kind, default) for kind, default in parts.items()]
     for name, part in classes.items():
         told = before.get(name, {})  # options of an earlier run are this one's defaults, if it is the same part
@@ -111,10 +114,26 @@ def value_of(flag: str, args: Sequence[str], default: str | None = None) -> str 
 
 
 def _before(options_class: type, args: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What an earlier run that the arguments name says of its parts: kind -> options, and the part's name."""
+    """What a recipe or an earlier run that the arguments name says: kind -> options, and the part's name.
+
+    The command's own options are under "options".
+    """
+    if hasattr(options_class, "defaults"):
+        return options_class.defaults(args)
     where = getattr(options_class, "earlier", None)
     path = value_of(where, args) if isinstance(where, str) else where(args) if where else None
     return {} if path is None else {"model": model_of(Path(path))}
+
+
+def _own(options_class: type, told: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The field of a command's own options, with the defaults that it is told."""
+    kind = Annotated[options_class, tyro.conf.arg(name="")]
+    if not told:
+        return ("options", kind)
+    default = object.__new__(options_class)  # what the user has yet to give is missing in it
+    for f in fields(options_class):
+        object.__setattr__(default, f.name, told.get(f.name, tyro.MISSING if f.default is MISSING else f.default))
+    return ("options", kind, field(default=default))
 
 
 def _known(kind: str, before: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -81,8 +81,11 @@ def choose_prompts(prompts: list[str], above: float | None, rewards: Path | None
     """
     if above is None and rewards is None:
         return prompts
-    if above is None or rewards is None:
-        raise ValueError(f"--keep-above and {flag} belong together; give both, or none")
+    if above is None:
+        raise ValueError(f"{flag} says nothing without --keep-above NUMBER; give both, or none")
+    if rewards is None:
+        remedy = f"give {flag} FILE (docs/prompts.md says how to make one), or --keep-above None to take all prompts"
+        raise ValueError(f"--keep-above {above} needs the prompts' rewards: {remedy}")
     from align3d.prompt_cache import keep_above
 
     return keep_above(prompts, rewards, above)

@@ -48,6 +48,7 @@ class Measuring:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
 
     parts: ClassVar[dict[str, str | None]] = {"model": "embedded", "features": "efficientnet"}
+    shorthands: ClassVar[dict[str, str]] = {"--weights": "--model.weights"}
     many_processes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -7,15 +7,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from align3d import recipes
 from align3d.commands import TABLES
 from align3d.commands.flags import load_part, table
 
-Kind = Literal["all", "models", "methods", "rewards", "scenes", "features"]
+Kind = Literal["all", "models", "methods", "rewards", "scenes", "features", "recipes"]
 
 
 @dataclass(frozen=True)
 class List:
-    """Print the known models, methods, rewards, scenes and feature networks, with a line about each."""
+    """Print the known models, methods, rewards, scenes, feature networks and recipes, with a line about each."""
 
     kind: Annotated[Kind, tyro.conf.Positional] = "all"  # which table
 
@@ -29,6 +30,11 @@ def run(options: List) -> None:
                 print(title)
             for name in table(kind):
                 print(f"  {name:<14} {summary(load_part(kind, name))}")
+    if options.kind == "recipes":
+        for name in recipes.RECIPES:
+            print(f"  {name:<36} {recipes.get(name).summary}")
+    elif options.kind == "all":
+        print(f"recipes\n  {len(recipes.RECIPES)} published runs: `align3d list recipes`")
 
 
 def summary(part: object) -> str:

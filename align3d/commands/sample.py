@@ -41,6 +41,7 @@ class Sample:
 
     parts: ClassVar[dict[str, str | None]] = {"model": "embedded"}
     earlier: ClassVar[str] = "--adapter"
+    shorthands: ClassVar[dict[str, str]] = {"--weights": "--model.weights"}
 
     def __post_init__(self) -> None:
         for name, least in (("num", 1), ("frames", 0), ("batch_size", 1)):

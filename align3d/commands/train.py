@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from align3d.commands.flags import load_part
+import tyro
+
+from align3d import recipes
+from align3d.commands.flags import load_part, value_of
 from align3d.commands.inputs import MAX_SEED, check_range, choose_prompts, load_model, read_prompts
 from align3d.config import described
 from align3d.log import WATCHED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from align3d.loop import Loop
     from align3d.scenes.cameras import CameraSampling
     from align3d.watch import Watch, Watching
 
 
+def of_recipe(args: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The settings of the recipe that the arguments name, as defaults; nothing if they name none.
+
+    Raises:
+        ValueError: If there is no such recipe, or a variant of none.
+    """
+    name, variant = value_of("--recipe", args), value_of("--variant", args)
+    if name is None:
+        loose = [arg for before, arg in itertools.pairwise(args) if arg in recipes.RECIPES and before[:2] != "--"]
+        if loose:
+            raise ValueError(f"a recipe comes first: align3d train {loose[0]} ...")
+        if variant is not None:
+            raise ValueError(f"--variant {variant} is of a recipe, and there is none; `align3d list recipes` shows all")
+        return {}
+    recipe = recipes.get(name, variant or "paper")
+    return {**recipe.settings, "options": {"prompts": tyro.MISSING, **recipe.options}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Fine-tune a generator with a reward.
+
+    `align3d train RECIPE ...` sets options as a published run had them (`align3d list recipes`): they are the defaults
+    then, and RECIPE --help shows them.
 
     Writes a run's folder: config.json, metrics.jsonl, checkpoints/, adapter/, samples/, report.html. Ctrl-C (or
     SIGTERM) finishes the update and saves; the same command with --resume goes on, to the same bits. --seed is short
@@ -30,6 +57,8 @@ class Train:
     diversity beside; --stop-when "fid > 40 or dnc < 0.8" ends the run on them. The best adapter stays in best/.
     """
 
+    recipe: str | None = None  # a published run, such as nabla-r2d3-dnc-diffsplat-pas; may stand first, as RECIPE
+    variant: Literal["paper", "released"] | None = None  # of the recipe: as in the paper, or in its code; none = paper
     prompts: Path = Path("train")  # text file, a prompt per line; train, heldout = lists of the embedded generator
     skip_unknown: bool = False  # leave out prompts that the reward cannot judge, instead of refusing them
     keep_above: float | None = None  # train only on prompts with a reward greater than this in --prompt-rewards
@@ -46,7 +75,10 @@ class Train:
         "cameras": "align3d.scenes.cameras:CameraSampling",
         "watch": "align3d.watch:Watch",
     }
+    first: ClassVar[str] = "--recipe"
+    defaults: ClassVar[Any] = staticmethod(of_recipe)
     shorthands: ClassVar[dict[str, str]] = {
+        "--weights": "--model.weights",
         "--seed": "--loop.seed",
         "--watch": "--watch.rewards",
         "--stop-when": "--watch.stop-when",
@@ -82,6 +114,8 @@ def run(
     config = {kind: described(part, names[kind]) for kind, part in parts.items()}
     config |= {"loop": asdict(loop), "cameras": asdict(cameras)}
     config |= {"noise": options.noise, "background": options.background}
+    if options.recipe is not None:
+        config["recipe"] = {"name": options.recipe, "variant": options.variant or "paper"}
     watching = None
     if watch is not None and not watch.on and watch != type(watch)():
         raise ValueError("there are options of watching, but nothing to watch; give --watch REWARD, or drop them")
