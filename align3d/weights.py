@@ -32,6 +32,7 @@ class Weights:
     """The tensors of one safetensors file or of several shards, unread until asked for; a context."""
 
     paths: dict[str, Path]  # tensor -> the file that it should be in
+    held: Mapping[str, Tensor] | None = None  # those that are read already, of a file in another format
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # those that are there
     _open: dict[str, Any] = field(default_factory=dict, repr=False)  # tensor -> its open file
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
@@ -70,6 +71,9 @@ class Weights:
         """
         from safetensors import SafetensorError, safe_open
 
+        if self.held is not None:
+            self.shapes = {key: tuple(value.shape) for key, value in self.held.items()}
+            return self
         for path in dict.fromkeys(self.paths.values()):
             try:
                 file = self._stack.enter_context(safe_open(path, framework="pt"))
@@ -97,7 +101,7 @@ class Weights:
 
         path = self.paths.get(key) or next(iter(self.paths.values()))
         try:
-            value = self._open[key].get_tensor(key)
+            value = self._open[key].get_tensor(key) if self.held is None else self.held[key]
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); copy it again") from error
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -137,6 +141,25 @@ def load_part(
         ValueError: If a file is damaged, or the names or shapes are not the network's; before memory of their size is
             asked for.
     """
+    with _unread(network_class, folder, config) as (network, weights):
+        fill(network, weights, dtype)
+    return network
+
+
+def check_part(
+    network_class: type, folder: Path, config: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> dict[str, Any]:
+    """What config.json holds, if `load_part` would find the network's names and shapes there; no weights are read.
+
+    Arguments and errors are those of `load_part`.
+    """
+    with _unread(network_class, folder, config) as (network, _):
+        return dict(network.config)
+
+
+@contextmanager
+def _unread(network_class: type, folder: Path, config: Callable[..., dict[str, Any]]) -> Iterator[tuple[Any, Weights]]:
+    """A network without memory for its parameters, and its weights, open; errors are told as `load_part` says."""
     file = folder / "config.json"
     require_file(file)
     weights = Weights.find(folder)
@@ -145,8 +168,7 @@ def load_part(
         if not isinstance(values, dict):
             raise ValueError("config.json holds no object")
         with weights:
-            network = build(network_class, config(values), weights.shapes)
-            fill(network, weights, dtype)
+            yield build(network_class, config(values), weights.shapes), weights
     except NotItsWeights as error:
         file = next(iter(weights.paths.values()))
         raise ValueError(f"{file} does not fit {network_class.__name__}: {error}") from None
@@ -154,7 +176,6 @@ def load_part(
         if str(folder) in str(error):
             raise
         raise ValueError(f"{folder} is damaged ({error}); copy it again") from error
-    return network
 
 
 def fill(network: nn.Module, weights: Weights, dtype: torch.dtype | None = None, prefix: str = "") -> None:

@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from align3d.features import FEATURES, FeatureNetwork, inception
-from align3d.features.clip import ClipFeatures, preprocessing
+from align3d.features.clip import ClipFeatures
 from align3d.features.inception import InceptionFeatures
 from align3d.registry import load
+from align3d.rewards.clip_scores import preprocessing
 from align3d.rng import stream
 
 
@@ -243,8 +244,8 @@ def test_clip_files_that_are_missing_or_cut(broken, name):
     [
         ("config.json", {"model_type": "bert"}, "model of type 'bert'"),
         ("config.json", {"projection_dim": 10**9}, "projection_dim must be 1 to"),
-        ("config.json", {"projection_dim": 25}, "visual_projection.weight is missing or of another shape"),
-        ("config.json", {"vision_config": {"hidden_size": 15360, "num_hidden_layers": 200}}, "of a larger network"),
+        ("config.json", {"projection_dim": 25}, "2 of another shape, such as text_projection.weight"),
+        ("config.json", {"vision_config": {"hidden_size": 15360, "num_hidden_layers": 200}}, "78 tensors are too few"),
         ("config.json", {"vision_config": {"hidden_size": 17, "num_attention_heads": 2}}, "describes no network"),
         ("config.json", {"vision_config": {"num_hidden_layers": 999}}, "num_hidden_layers must be 1 to 256"),
         ("config.json", {"vision_config": 3}, "vision_config is no object"),

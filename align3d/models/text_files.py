@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from align3d.pretrained.clip import MAX_TOKENIZER, quiet, tokenizer, tokenizer_files
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -20,8 +22,7 @@ Precision = Literal["bfloat16", "float32"]
 MAX_SIZE = 1 << 20  # of a number in an encoder's config.json that counts something; more is damage
 MAX_LAYERS = 1000
 WEIGHTS = ("model.safetensors", "model.fp16.safetensors")  # or shards, which the file with .index.json lists
-TOKENIZERS = {"t5": ("tokenizer.json", "spiece.model"), "clip": ("vocab.json", "merges.txt")}
-MAX_TOKENIZER = 1 << 26  # bytes; the largest of the published ones has 2.4 million
+T5_TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 def load_t5(
@@ -143,7 +144,7 @@ def _encoder(kind: str, folder: Path, variant: str | None, precision: torch.dtyp
     network_class = getattr(transformers, names[kind])
     try:
         _check_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        with _silence(transformers):
+        with quiet():
             encoder, info = network_class.from_pretrained(
                 folder, dtype=precision, variant=variant, use_safetensors=True, local_files_only=True,
                 output_loading_info=True, ignore_mismatched_sizes=False,
@@ -157,26 +158,6 @@ def _encoder(kind: str, folder: Path, variant: str | None, precision: torch.dtyp
     if wrong:
         raise ValueError(f"{folder} does not fit {names[kind]}: {len(wrong)} names or shapes differ, first {wrong[0]}")
     return encoder.requires_grad_(False).eval()
-
-
-def _silence(transformers: Any):
-    """Within, transformers prints neither warnings nor progress: what matters is raised."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def quiet():
-        logging = transformers.utils.logging
-        before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(before)
-            if bar:
-                logging.enable_progress_bar()
-
-    return quiet()
 
 
 def _check_config(values: Any) -> None:
@@ -195,7 +176,7 @@ def _t5_tokenizer(folder: Path, tokens: int) -> tuple[Callable, int, list[Path]]
 
     from align3d.models.spiece import read_unigram
 
-    path = next((folder / name for name in TOKENIZERS["t5"] if (folder / name).is_file()), None)
+    path = next((folder / name for name in T5_TOKENIZERS if (folder / name).is_file()), None)
     path = path or _need(folder / "spiece.model")
     try:
         if path.stat().st_size > MAX_TOKENIZER:
@@ -212,19 +193,10 @@ def _t5_tokenizer(folder: Path, tokens: int) -> tuple[Callable, int, list[Path]]
 
 
 def _clip_tokenizer(folder: Path, tokens: int) -> tuple[Callable, int, list[Path]]:
-    """CLIP's tokenizer, from vocab.json and merges.txt; what it pads with, from tokenizer_config.json."""
-    from transformers import CLIPTokenizer
+    """CLIP's tokenizer, and what it pads with."""
+    found = tokenizer(folder)
 
-    used = [_need(folder / name) for name in TOKENIZERS["clip"]]
-    used += [path for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json") if path.is_file()]
-    try:
-        if any(path.stat().st_size > MAX_TOKENIZER for path in used):
-            raise ValueError("too large")
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        pad = tokenizer.pad_token_id
-        if pad is None or len(tokenizer("")["input_ids"]) != 2:
-            raise ValueError("it has no token for padding, for the start or for the end")
-    except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder} is damaged, or no tokenizer of CLIP ({said}); copy it again") from None
-    return lambda texts: tokenizer(list(texts), truncation=True, max_length=tokens)["input_ids"], pad, used
+    def tokenize(texts: Sequence[str]) -> list[list[int]]:
+        return found(list(texts), truncation=True, max_length=tokens)["input_ids"]
+
+    return tokenize, found.pad_token_id, tokenizer_files(folder)

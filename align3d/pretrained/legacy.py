@@ -1,0 +1,46 @@
+"""State dicts in files of `torch.save` (.pt, .pth, .bin); no code of theirs is run."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+def read_legacy(path: Path, inner: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file, which stay on the disk until they are looked at, where its format allows it.
+
+    Args:
+        path: The file.
+        inner: Key of the state dict in what the file holds; None = it holds nothing else.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If it is damaged, holds something other than tensors and plain containers, or no state dict.
+    """
+    import torch
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged archive raises whatever its first wrong byte leads to
+        said = " ".join(str(error).split())
+        if "weights_only" in said and "GLOBAL" in said:
+            raise ValueError(
+                f"{path} holds more than tensors, which could run code when read; only plain tensors are read, as in "
+                "the published file"
+            ) from None
+        raise ValueError(f"{path} is damaged ({said[:120] or type(error).__name__}); copy it again") from None
+    if inner is not None:
+        state = state.get(inner) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        where = f" under {inner!r}" if inner is not None else ""
+        raise ValueError(f"{path} has no tensors by name{where}; it is no file of this network's weights")
+    return {str(key): value for key, value in state.items()}
