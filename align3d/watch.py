@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,9 @@ FOLDER = "watch"  # in a run's folder
 class Watch:
     """What to watch while training, how often, and what to do about it."""
 
-    rewards: tuple[str, ...] = ()  # rewards to watch beside the trained one, by name, with their default options
+    rewards: tuple[
+        str, ...
+    ] = ()  # rewards to watch beside the trained one: dnc, "dnc(alpha=0.5)", "mine=dnc(alpha=0.5)"
     every: int = 10  # updates between looks; 0 = only after the last
     prompts: Path = Path("heldout")  # text file, a prompt per line; train, heldout = lists of the embedded generator
     num: int = 20  # prompts, spread over those that all rewards know
@@ -51,7 +53,9 @@ class Watch:
     seed: int = 0  # first of them; as many others make the base model's samples that the FID is taken against
     views: int = 8  # of each sample, all around
     size: int = 128  # side of a view in pixels
-    features: str = "efficientnet"  # network for FID and diversity, by name; none = no FID, diversity of pixels
+    features: str = (
+        "efficientnet"  # for FID and diversity, or "inception(folder=DIR)"; none = no FID, diversity of pixels
+    )
     stop_when: str = ""  # end training after a look with, for example, "fid > 40 or dnc < 0.8"; "" = never
     go_on: bool = False  # train on after such a look; it only keeps the adapter out of best/
     best: str = ""  # reward whose highest value marks the adapter kept in best/; "" = the trained one
@@ -82,7 +86,7 @@ class Watch:
         out: Path,
         trained: str,
         reward: Reward,
-        load: Callable[[str, str], Any],
+        listed: Callable[[str, Sequence[str]], Mapping[str, Any]],
         read: Callable[[Path], list[str]],
         batch_size: int = 8,
     ) -> Watching:
@@ -92,7 +96,8 @@ class Watch:
             out: The run's folder.
             trained: The name of the trained reward.
             reward: The trained reward, with its options.
-            load: From a kind of part and its name to the part.
+            listed: From a kind of part and texts, as the fields above have them, to parts by what they are called,
+                each an object with the attribute `part`; see commands.listed.
             read: From a file's path to its prompts.
             batch_size: Samples at a time.
 
@@ -100,24 +105,28 @@ class Watch:
             ValueError: If something cannot be watched; says what, and what to do.
         """
         from align3d.evaluate import evaluation_cameras, spread
+        from align3d.features import require
         from align3d.rewards.score import as_reward, known
 
-        twice = next((name for i, name in enumerate(self.rewards) if name in self.rewards[:i]), None)
-        if twice is not None:
-            raise ValueError(f"reward {twice!r} is watched twice; drop one")
-        rewards = {trained: reward}
-        rewards |= {name: as_reward(load("reward", name)) for name in self.rewards if name != trained}
+        others = listed("reward", [text for text in self.rewards if text != trained])
+        if trained in others:
+            raise ValueError(f"reward {trained!r} is the one that is trained; call the watched one otherwise: NAME=...")
+        rewards = {trained: reward} | {label: as_reward(one.part) for label, one in others.items()}
         best = self.best or trained
         if best not in rewards:
             why = "; the lowest FID is the untouched base model's" if best == "fid" else ""
             raise ValueError(f"watch.best must be a reward that is watched, {', '.join(rewards)}; got {best!r}{why}")
         prompts = known(list(dict.fromkeys(read(self.prompts))), rewards)
+        network = None
+        if self.features != "none":
+            ((name, found),) = listed("features", [self.features]).items()
+            require(network := found.part, name)
         return Watching(
             out=out,
             prompts=tuple(prompts[i] for i in spread(len(prompts), self.num)),
             seeds=tuple(range(self.seed, self.seed + self.seeds)),
             rewards=rewards,
-            features=None if self.features == "none" else _made(load("features", self.features), self.features),
+            features=network,
             cameras=evaluation_cameras(self.size, [(i + 0.5) * 360 / self.views for i in range(self.views)]),
             every=self.every,
             conditions=parse(self.stop_when),
@@ -352,23 +361,3 @@ def varied(seen: Evaluation) -> Float[Tensor, "P"]:
     found = seen.diversity() if seen.features is None else diversity(seen.features)
     assert found is not None
     return found.double()
-
-
-def _made(part: Any, name: str) -> Any:
-    """A feature network from its class, with its defaults.
-
-    Raises:
-        ValueError: If it is none, or has an option without a default, which there is no flag for here.
-    """
-    from align3d.features import require
-    from align3d.rewards.score import make
-
-    needed = [f.name for f in fields(part) if f.default is f.default_factory is MISSING] if is_dataclass(part) else []
-    if isinstance(part, type) and needed:
-        raise ValueError(
-            f"features {name!r} need {', '.join(needed)}, for which watching has no flag; watch with others, and "
-            f"measure the checkpoints afterwards: align3d evaluate --features {name}"
-        )
-    made = make(part, "features") if isinstance(part, type) else part
-    require(made, name)
-    return made

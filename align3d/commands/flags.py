@@ -156,18 +156,31 @@ def _name_flag(kind: str, default: str | None) -> tuple[Any, ...]:
 
 def _tyro(wanted: type, command: str, args: Sequence[str]) -> Any | None:
     """What tyro makes of the arguments; None after help."""
+    return read(wanted, f"align3d {command}", args, f" (see `align3d {command} --help`)")
+
+
+def read(wanted: Any, program: str, args: Sequence[str], more: str = "") -> Any | None:
+    """A dataclass from flags; None after help.
+
+    Args:
+        wanted: The dataclass.
+        program: What to call it in its help.
+        args: Flags.
+        more: What to say at the end of an error.
+
+    Raises:
+        ValueError: If the flags are wrong, in one line.
+    """
     errors = io.StringIO()
     # tyro frames its errors with what standard output can show, and `one_line` knows one kind of frame
     shown = None if "-h" in args or "--help" in args else io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(shown or sys.stdout):
-            return tyro.cli(wanted, args=args, prog=f"align3d {command}")
+            return tyro.cli(wanted, args=args, prog=program)
     except SystemExit as stop:
         if not stop.code:
             return None
-    raise ValueError(
-        f"{one_line(errors.getvalue())}{_dashed(errors.getvalue(), args)} (see `align3d {command} --help`)"
-    )
+    raise ValueError(f"{one_line(errors.getvalue())}{_dashed(errors.getvalue(), args)}{more}")
 
 
 def _dashed(error: str, args: Sequence[str]) -> str:

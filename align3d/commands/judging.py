@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from align3d.commands.flags import load_part
 from align3d.commands.inputs import MAX_SEED, check_pictures, check_range, read_prompts
+from align3d.commands.listed import listed
 from align3d.config import described
 from align3d.evaluate import spread
 from align3d.log import duration, plain, read_json
@@ -35,7 +35,9 @@ EVERY = 10.0  # seconds between lines of progress
 class Measuring:
     """The flags that both commands have."""
 
-    rewards: tuple[str, ...]  # rewards to measure, by name, with their default options; best not the trained one alone
+    rewards: tuple[
+        str, ...
+    ]  # rewards to measure: dnc, "dnc(alpha=0.5)", "mine=dnc(alpha=0.5)"; best not only the trained one
     prompts: Path = Path("heldout")  # text file, a prompt per line; train, heldout = lists of the embedded generator
     skip_unknown: bool = False  # leave out prompts that one of the rewards cannot judge, instead of refusing them
     max_prompts: int = 0  # use at most so many of the prompts, spread over the list; 0 = all
@@ -90,7 +92,8 @@ def plan(options: Measuring, names: dict[str, str], model: Any, features: Any, c
     from align3d.sampleset import Grid
 
     prompts = read_prompts(options.prompts)
-    rewards = {name: as_reward(load_part("reward", name)) for name in options.rewards}
+    asked = listed("reward", options.rewards)
+    rewards = {label: as_reward(one.part) for label, one in asked.items()}
     if options.skip_unknown:
         prompts = known(prompts, rewards)
     if options.max_prompts:
@@ -99,7 +102,7 @@ def plan(options: Measuring, names: dict[str, str], model: Any, features: Any, c
     cameras = evaluation_cameras(options.size, azimuths)
     seeds = tuple(range(options.seed, options.seed + options.num))
     require(features, names["features"])
-    check(prompts, seeds, options.rewards, cameras, features if features.dims else None)
+    check(prompts, seeds, tuple(rewards), cameras, features if features.dims else None)
     for reward in rewards.values():
         check_prompts(reward, prompts)
     features.check()
@@ -114,7 +117,7 @@ def plan(options: Measuring, names: dict[str, str], model: Any, features: Any, c
         "command": command,
         "model": {key: value for key, value in generator.items() if key not in ("adapter", "rank", "alpha")},
         **told_apart(prompts),
-        "rewards": {name: told(name, reward) for name, reward in rewards.items()},
+        "rewards": {label: told(asked[label].name, reward) for label, reward in rewards.items()},
         "features": told(names["features"], features),
         **{name: getattr(options, name) for name in ("num", "seed", "views", "size", "batch_size")},
     }

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from align3d.commands.flags import load_part
 from align3d.commands.inputs import MAX_SEED, check_pictures, check_range, gather, load_model, new_folder, slug
+from align3d.commands.listed import listed
 from align3d.models.lora_files import adapter_folder
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Sample:
     adapter: Path | None = None  # a run's folder, whose model options become the defaults, or an adapter's; none = base
     num: int = 1  # samples per prompt, with the seeds SEED, SEED + 1, ...
     seed: int = 0  # first seed, 0 to 2^63 - 1
-    rewards: tuple[str, ...] = ()  # rewards to report in samples.jsonl, by name, with their default options
+    rewards: tuple[str, ...] = ()  # rewards to report in samples.jsonl: dnc, "dnc(alpha=0.5)", "mine=dnc(alpha=0.5)"
     size: int = 256  # side of a view in pixels, at most 8192
     frames: int = 36  # frames of the turntables; 0 = no turntables
     batch_size: int = 4  # samples at a time; more needs more memory
@@ -86,7 +86,7 @@ def scorers(names: tuple[str, ...], prompts: list[str]) -> dict[str, Score]:
     from align3d.scenes.cameras import CameraSampling
 
     cameras = CameraSampling(views=4, azimuth_jitter=0.0, elevation_jitter=0.0)
-    scores = {name: Scorer(as_reward(load_part("reward", name)), cameras) for name in names}
+    scores = {label: Scorer(as_reward(one.part), cameras) for label, one in listed("reward", names).items()}
     for score in scores.values():
         score.check(prompts)
     return scores

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import tyro
 
 from align3d import recipes
-from align3d.commands.flags import load_part, value_of
+from align3d.commands.flags import value_of
 from align3d.commands.inputs import MAX_SEED, check_range, choose_prompts, load_model, read_prompts
+from align3d.commands.listed import listed
 from align3d.config import described
 from align3d.log import WATCHED
 
@@ -121,7 +122,7 @@ def run(
         raise ValueError("there are options of watching, but nothing to watch; give --watch REWARD, or drop them")
     if watch is not None and watch.on:
         config["watch"] = asdict(watch)
-        watching = watch.plan(options.out, names["reward"], score.reward, load_part, read_prompts, loop.batch_size)
+        watching = watch.plan(options.out, names["reward"], score.reward, listed, read_prompts, loop.batch_size)
     rewards = {names["reward"]: score.reward}
     samples = Sampling(options.out, shown(prompts), rewards, loop.seed, loop.batch_size)
     arguments = (load_model(model, names["model"], options.device), method, score, prompts, loop)
