@@ -20,7 +20,7 @@ def test_names_options_and_other_names():
     assert found["dnc"] == Listed("dnc", DNC())
     assert found["strict"] == Listed("dnc", DNC(alpha=0.99, neighbours=False))
     assert found["clip-tiny"] == Listed("clip-tiny", ClipTiny(weights=Path("a b/c")))
-    assert isinstance(found["colorfulness"].part, Colorfulness) and list(found)[0] == "dnc"
+    assert isinstance(found["colorfulness"].part, Colorfulness) and next(iter(found)) == "dnc"
     assert listed("features", ["inception(folder=x)"])["inception"].part.folder == Path("x")
     assert listed("reward", []) == {}
 

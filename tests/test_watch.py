@@ -1,35 +1,26 @@
-"""Watching a run: what a look sees, what it leaves, when it ends the run; and that the training never notices.
+"""Watching a run: what a look sees, what it leaves, when it ends the run; and that the training never notices."""
 
-Run as a script, this file kills small watched runs; see test_resume.py.
-"""
-
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-from fakes import PROMPTS as TEXTS
-from fakes import SMALL, FakeMethod, FakeModel, FakeScore, forked, steady
+from fakes import FakeModel, steady
 from safetensors.torch import load_file
-from test_resume import die_at
 from user_parts import Picky, ToyModel, redness
 
 from align3d import samples
 from align3d.commands.earlier import model_of
 from align3d.commands.train import Train, run
-from align3d.conditions import Condition, parse
+from align3d.conditions import parse
 from align3d.config import of_python
-from align3d.evaluate import Evaluation, change, evaluate, evaluation_cameras
+from align3d.evaluate import change, evaluate, evaluation_cameras
 from align3d.intervals import jackknife_error
 from align3d.log import plain, read_metrics
-from align3d.loop import Loop, fit
+from align3d.loop import Loop
 from align3d.methods.nabla import Nabla
 from align3d.metrics import diversity, frechet_distance, leave_out
 from align3d.models.lora_files import adapter_folder
@@ -257,42 +248,6 @@ def test_without_a_network_there_is_no_fid_and_diversity_is_of_pixels(start):
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("", ()),
-        ("fid > 40", (Condition("fid", ">", 40.0),)),
-        ("fid>=40 or  dnc<.8", (Condition("fid", ">=", 40.0), Condition("dnc", "<", 0.8))),
-        ("my.mod:red <= -1e-3", (Condition("my.mod:red", "<=", -1e-3),)),
-    ],
-)
-def test_conditions_are_read(text, wanted):
-    assert parse(text) == wanted
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("fid", "NAME < NUMBER.*got 'fid'"),
-        ("fid > 4 or", "got 'fid > 4 or'"),
-        ("fid > 4 and dnc < 1", "got 'fid > 4 and dnc < 1'"),
-        ("fid == 4", "finite number, got|NAME < NUMBER"),
-        ("fid > nan", "finite number, got 'fid > nan'"),
-        ("fid > inf", "finite number"),
-        ("fid > many", "finite number"),
-    ],
-)
-def test_bad_conditions_are_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        Watch(stop_when=text)
-
-
-def test_conditions_hold_or_not():
-    below, above = Condition("a", "<", 1.0), Condition("a", ">=", 1.0)
-    assert below.holds({"a": 0.5}) and not below.holds({"a": 1.0}) and not below.holds({"b": 0.0})
-    assert above.holds({"a": 1.0}) and not above.holds({"a": 0.9})
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"every": -1}, "watch.every must be 0"),
@@ -354,72 +309,3 @@ def test_a_watching_needs_prompts_and_seeds(tmp_path):
     rewards = {"redness": as_reward(redness)}
     with pytest.raises(ValueError, match="two prompts or more and two seeds or more, got 1 and 2"):
         Watching(tmp_path, ("a",), (0, 1), rewards, None, evaluation_cameras(8))
-
-
-class Still(FakeModel):
-    """A fake model that can be looked at without its adapter."""
-
-    adapted = True
-
-    @contextlib.contextmanager
-    def reference(self):
-        self.adapted = False
-        yield
-        self.adapted = True
-
-
-class Glance(Watching):
-    """Sees the sum of the offsets, without sampling."""
-
-    def measured(self, model, seeds):
-        level = float(model.adapter.offset.detach().sum()) if model.adapted else 0.0
-        grid = torch.tensor([[10.0 * p + s for s in seeds] for p in range(len(self.prompts))], dtype=torch.float64)
-        pictures = (torch.arange(2 * len(seeds), dtype=torch.uint8) * 9).reshape(2, -1, 1, 1, 1, 1)
-        return Evaluation(self.prompts, tuple(seeds), ("level",), (level + grid)[..., None], pictures)
-
-
-def short(out: Path, stop: tuple[Condition, ...]) -> None:
-    """One start of a small watched run, in this process."""
-    loop = replace(SMALL, updates=4, keep=1, ema=0.0)
-    rewards = {"level": as_reward(redness)}
-    watch = Glance(out, ("a", "b"), (0, 1), rewards, None, evaluation_cameras(8), every=1, conditions=stop)
-    options = {"config": {}, "progress": False, "watch": watch, "resume": out.exists()}
-    fit(Still(), FakeMethod(), FakeScore(), TEXTS, loop, out=out, **options)
-
-
-def kill_everywhere(root: Path) -> None:
-    """Kill a run that a condition ends before every third of its changes to the disk, then let it finish."""
-    forked(lambda: short(root / "free", ()))
-    levels = list(seen(root / "free", "level").values())
-    stop = (Condition("level", "==", levels[2]),)
-    forked(lambda: short(root / "whole", stop))
-    want, event, died = result(root / "whole"), -2, -signal.SIGKILL
-    while died == -signal.SIGKILL:
-        event += 3
-        out = root / f"event-{event}"
-        died = forked(lambda: (die_at(event, out, half=bool(event % 2)), short(out, stop)))  # noqa: B023
-        if forked(lambda: short(out, stop)) or result(out) != want:  # noqa: B023
-            print(f"killed at change {event}: not the same")
-    print(event, len(rows(root / "whole")), best(root / "whole")["step"], 1 + levels.index(max(levels[:2])))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_before_a_change_on_disk_and_resumed_leaves_the_same_files(tmp_path):
-    paths = os.pathsep.join([str(Path(samples.__file__).parent.parent), str(Path(__file__).parent)])
-    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert not done.returncode and not done.stderr, done.stderr
-    (line,) = done.stdout.splitlines()
-    events, updates, kept, wanted = map(int, line.split())
-    assert events > 50 and updates == 3 and kept == wanted, "the third look ended it, the better of two is kept"
-
-
-if __name__ == "__main__":
-    from align3d import conditions as module
-
-    torch.set_num_threads(1)
-    os.fsync = lambda handle: None  # slow, and for power cuts
-    module.OPERATORS["=="] = float.__eq__  # no condition of users', but one that holds at a certain look
-    fit(Still(), FakeMethod(), FakeScore(), TEXTS, replace(SMALL, updates=1), progress=False)  # imports once for all
-    kill_everywhere(Path(sys.argv[1]))
