@@ -1,7 +1,7 @@
 """The command line: finds the command, turns the outcome into an exit code. The only reader of the environment.
 
-Exit codes: 0 done, 2 bad input (one line on standard error: what, got, remedy), 1 failure, 130 interrupted, 143
-terminated. Of several processes that torchrun started, one says why they end.
+Exit codes: 0 done, 2 bad input or more than memory holds (one line on standard error: what, got, remedy), 1 failure,
+130 interrupted, 143 terminated. Of several processes that torchrun started, one says why they end.
 """
 
 from __future__ import annotations
@@ -25,9 +25,20 @@ if TYPE_CHECKING:
 
     from align3d.peers import Ending, Peers
 
+    Parsed = tuple[str, Any, dict[str, Any]]  # a command's name, its options, its parts
+
 # What a user's input can cause. A bug may raise them too: ALIGN3D_TRACEBACK=1 shows where they come from.
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 NO_MEMORY = "can't allocate memory"  # what torch says on the CPU, in a plain RuntimeError
+LEANER = {  # option -> words that lower it, for a value that is not 1; at 1 it has given all it can
+    "loop.batch_size": "--loop.batch-size {half} --loop.accumulate {twice}",
+    "batch_size": "--batch-size {half}",
+    "model.recompute": "--model.recompute",
+    "model.decode_rows": "--model.decode-rows 1",
+    "method.scenes": "--method.scenes 1",
+    "method.chunk": "--method.chunk 1",
+    "size": "--size {half}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,12 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         return _together(args)
+    parsed = None
     try:
-        _run(_parse(args))
+        parsed = _parse(args)
+        _run(parsed)
     except BrokenPipeError:  # the reader of our output has gone, as in `align3d list rewards | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
     except BaseException as error:
-        code, line = _outcome(error)
+        code, line = _outcome(error, parsed)
         if code is None or (code == 2 and os.environ.get("ALIGN3D_TRACEBACK")):
             raise
         print(line, file=sys.stderr)
@@ -69,6 +82,7 @@ def _together(args: list[str]) -> int:
         if peers.rank:  # what is written for people to read is the same in all
             stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         signal.signal(signal.SIGTERM, lambda kind, _: sys.exit(128 + kind))  # as Ctrl-C, in good order
+        parsed = None
         try:
             parsed = _parse(args)
             if parsed is not None:
@@ -76,7 +90,7 @@ def _together(args: list[str]) -> int:
             _run(parsed)
             ending = Ending(0, "", "together")
         except BaseException as error:
-            ending = _ending(error, peers)
+            ending = _ending(error, peers, parsed)
         code = peers.leave(ending, between=lambda: distributed.stop(failed=True))
     if not distributed.stop(failed=ending.kind != "together"):
         sys.stderr.flush()
@@ -84,7 +98,7 @@ def _together(args: list[str]) -> int:
     return code
 
 
-def _meet(parsed: tuple[str, Any, dict[str, Any]], peers: Peers) -> None:
+def _meet(parsed: Parsed, peers: Peers) -> None:
     """Have the processes of a command work together; refuses a command that cannot."""
     from align3d import distributed
 
@@ -97,13 +111,14 @@ def _meet(parsed: tuple[str, Any, dict[str, Any]], peers: Peers) -> None:
     distributed.start(os.environ, peers.store, cpu=getattr(options, "device", None) == "cpu")
 
 
-def _ending(error: BaseException, peers: Peers) -> Ending:
+def _ending(error: BaseException, peers: Peers, parsed: Parsed | None) -> Ending:
     """How one of several processes ends, by an exception."""
     from align3d.distributed import PeerError
     from align3d.interrupts import Interrupted
     from align3d.peers import Ending
 
-    code, line = _outcome(error)
+    code, line = _outcome(error, parsed)
+    refused = code == 2 and not _out_of_memory(error)  # before any work, by all processes alike
     if isinstance(error, SystemExit):
         return Ending(143 if error.code == 143 else 1, "align3d: terminated", "echo")
     if isinstance(error, KeyboardInterrupt):
@@ -111,19 +126,21 @@ def _ending(error: BaseException, peers: Peers) -> Ending:
     if isinstance(error, PeerError):
         return Ending(1, line + peers.remedy(), "echo")
     trace = traceback.format_exc() if code is None or os.environ.get("ALIGN3D_TRACEBACK") else ""
-    if peers.rank or code != 2:
+    if peers.rank or not refused:
         line = line.replace("error: ", f"error: rank {peers.rank} of {peers.world}: ", 1)
-    return Ending(code or 1, trace + line + (peers.remedy() if code != 2 else ""), "fault")
+    return Ending(code or 1, trace + line + ("" if refused else peers.remedy()), "fault")
 
 
-def _outcome(error: BaseException) -> tuple[int | None, str]:
-    """An exception as exit code and line; no code if it is a bug, and worth a traceback."""
+def _outcome(error: BaseException, parsed: Parsed | None = None) -> tuple[int | None, str]:
+    """An exception of a command as exit code and line; no code if it is a bug, and worth a traceback."""
     message = _describe(error)
     if isinstance(error, KeyboardInterrupt):
         said = f": {error}" if str(error) else ""
         return getattr(error, "code", 130), f"align3d: {getattr(error, 'word', 'interrupted')}{said}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in message:
-        return 1, f"align3d: error: out of memory ({message[:200]}); use smaller batches"
+    if _out_of_memory(error):
+        flags = leaner(parsed)
+        help_ = f"try {', or '.join(flags)}" if flags else "give it less to do"
+        return 2, f"align3d: error: out of memory ({message[:200]}); {help_}"
     if isinstance(error, (FloatingPointError, WriteError)):  # NaN, or a full disk: a traceback would add nothing
         return 1, f"align3d: error: {message}"
     if isinstance(error, USER_ERRORS):
@@ -131,7 +148,26 @@ def _outcome(error: BaseException) -> tuple[int | None, str]:
     return None, f"align3d: error: {type(error).__name__}: {message}"
 
 
-def _parse(args: list[str]) -> tuple[str, Any, dict[str, Any]] | None:
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that there is not, on the CPU or on a GPU."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's, which would have to be imported
+    return isinstance(error, MemoryError) or named or NO_MEMORY in str(error)
+
+
+def leaner(parsed: Parsed | None) -> list[str]:
+    """The flags with which a command would need less memory: those of LEANER that it has, and that are not at 1."""
+    found = []
+    _, options, chosen = parsed or ("", None, {})
+    for option, words in LEANER.items():
+        part, _, field = option.rpartition(".")
+        value = getattr(chosen.get(part) if part else options, field, 1)
+        if isinstance(value, int) and value != 1:
+            twice = 2 * getattr(chosen.get(part), "accumulate", 1)
+            found.append(words.format(half=max(1, value // 2), twice=twice))
+    return found
+
+
+def _parse(args: list[str]) -> Parsed | None:
     """The command's name, its options and its parts; None if help was asked for, and given."""
     if args[:1] == ["help"] and len(args) > 1:
         args = [*args[1:], "--help"]
@@ -154,7 +190,7 @@ def _parse(args: list[str]) -> tuple[str, Any, dict[str, Any]] | None:
     return None if parsed is None else (name, *parsed)
 
 
-def _run(parsed: tuple[str, Any, dict[str, Any]] | None) -> None:
+def _run(parsed: Parsed | None) -> None:
     """Run a command that was understood."""
     if parsed is not None:
         _, options, chosen = parsed

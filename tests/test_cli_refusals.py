@@ -273,3 +273,52 @@ def test_one_adapter_is_enough(here, capsys):
     capsys.readouterr()
     message = refused(capsys, [*SAMPLE, "--prompt", "x", "--adapter", "run", "--model.adapter", "other"])
     assert "--adapter run and --model.adapter other; give one of them" in message
+
+
+GREEDY = """
+
+class Model(Toy):
+    def load(self, device="cpu"):
+        raise MemoryError("64 GiB")
+
+def whole(views, prompts):
+    import torch
+    return redness(views, prompts) + torch.empty(1 << 60).sum()
+
+def gpu(views, prompts):
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+"""
+TRAINED = [*TRAIN, *SMALL]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([*TRAINED, "--reward", "mine:gpu"], "try --loop.batch-size 1 --loop.accumulate 2, or --method.scenes 1"),
+        (
+            [*TRAINED, "--reward", "mine:gpu", "--loop.batch-size", "1", "--method.chunk", "2", "--method.scenes", "1"],
+            "try --method.chunk 1",
+        ),
+        ([*TRAINED, "--reward", "mine:whole", "--method", "draft"], "try --loop.batch-size 1 --loop.accumulate 2"),
+        ([*SAMPLE, "--prompt", "x", "--model", "mine:Model"], "(64 GiB); try --batch-size 2, or --size 12"),
+        ([*SAMPLE, "--prompt", "x", "--rewards", "mine:gpu", "--batch-size", "1", "--size", "1"], "give it less to do"),
+    ],
+    ids=["train", "chunk", "cpu", "sample", "nothing left"],
+)
+def test_out_of_memory_names_the_flags_that_help(here, capsys, args, words):
+    (here / "mine.py").write_text(MINE + GREEDY)
+    assert main(args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("align3d: error: out of memory (") and line.endswith(words)
+
+
+def test_a_published_generator_has_more_ways_to_need_less_memory():
+    from align3d.cli import leaner
+    from align3d.methods.nabla import Nabla
+    from align3d.models.published import DiffSplatPAS
+
+    parts = {"model": DiffSplatPAS(), "method": Nabla(scenes=0)}
+    assert leaner(("train", None, parts)) == ["--model.recompute", "--model.decode-rows 1", "--method.scenes 1"]
+    assert leaner(("train", None, {"model": DiffSplatPAS(recompute=True, decode_rows=1)})) == []
+    assert leaner(None) == []

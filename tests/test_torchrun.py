@@ -219,7 +219,7 @@ def test_help_is_given_once(found):
 GOES_ON = "; the same command with --resume goes on from the last checkpoint in run"
 SAID = {
     "kill": (1, "align3d: error: rank {} of 2 died without a word", GOES_ON),
-    "memory": (1, "align3d: error: rank {} of 2: out of memory", GOES_ON),
+    "memory": (2, "align3d: error: rank {} of 2: out of memory", GOES_ON),
     "nan": (1, "align3d: error: rank {} of 2: update 3: non-finite reward gradient for prompt", GOES_ON),
     "disk": (1, "align3d: error: rank {} of 2: cannot write run/metrics.jsonl: file too large", GOES_ON),
     "bug": (2, "align3d: error: ", "reward redness failed: IndexError: pop from empty list"),
