@@ -6,4 +6,5 @@ REWARDS = {
     "dnc": "align3d.rewards.dnc:DNC",
     "imagenet": "align3d.rewards.imagenet:ImageNet",
     "jpeg": "align3d.rewards.jpeg:JPEG",
+    "normal": "align3d.rewards.normal:Normal",
 }
