@@ -1,14 +1,20 @@
 """Depth-normal consistency on surfaces with known depth and normals, from arbitrary cameras."""
 
-import pytest
-import torch
+import math
+from pathlib import Path
 
-from align3d.rewards.dnc import DNC, normals_from_depth
-from align3d.scenes.cameras import look_at, pixel_rays
+import pytest
+import tiny_yoso
+import torch
+from safetensors.torch import load_file
+
+from align3d.rewards.dnc import DNC, normals_from_depth, seen_with
+from align3d.scenes.cameras import look_at, orbit, pixel_rays
 from align3d.types import Cameras, Views
 
 B, V, H, W = 2, 3, 21, 30
 PROMPTS = ["a red cup", "a blue cup"]
+RECORDED = Path(__file__).parent / "data" / "rewards" / "dnc.safetensors"
 
 
 def cameras(scale: int = 1) -> Cameras:
@@ -141,6 +147,48 @@ def test_nothing_seen_is_zero_with_a_zero_gradient():
     assert (depth.grad == 0).all() and (normal.grad == 0).all()
 
 
+@pytest.mark.parametrize("context", ["inference", "train"])
+def test_a_variant_has_the_numbers_of_the_published_code(context):
+    """Also where the object touches the border of the picture; tests/data/rewards/README.md says what was recorded."""
+    numbers, (height, width) = load_file(RECORDED), (20, 28)
+    raw, depth = (make(B * V, height, width) for make in (tiny_yoso.normals, tiny_yoso.depths))
+    raw, depth = raw.requires_grad_(), depth.requires_grad_()
+    alpha = tiny_yoso.alphas(B * V, height, width).unflatten(0, (B, V))
+    assert (alpha[..., 0] > 0.5).any() and (alpha[..., -1] > 0.5).any()
+    azimuth = torch.tensor([[10.0, 100.0, 200.0], [33.0, 170.0, 300.0]])
+    cams = orbit(azimuth, 20 - azimuth / 10, height=height, width=width)
+    world = torch.einsum("bvij,bvjhw->bvihw", cams.c2w[..., :3, :3], raw.unflatten(0, (B, V)))
+    views = Views(cams, alpha=alpha, depth=depth.unflatten(0, (B, V)), normal=world)
+    published = {
+        "alpha": 0.5,
+        "neighbours": False,
+        "fov": 40.0,
+        "detach": "depth" if context == "inference" else "none",
+    }
+    angle = DNC(max_angle=60.0, **published)(views, PROMPTS).flatten()
+    torch.testing.assert_close(angle, numbers[f"{context}.angle.scores"], rtol=1e-5, atol=0)
+    scores = DNC(**published)(views, PROMPTS).flatten()
+    torch.testing.assert_close(scores, numbers[f"{context}.scores"], rtol=1e-5, atol=0)
+    assert ((scores - DNC(**published | {"fov": None})(views, PROMPTS).flatten()).abs() > 1e-5).all()
+    scores.sum().backward()
+    torch.testing.assert_close(raw.grad[..., ::3, ::4], numbers[f"{context}.by_normals"], rtol=1e-4, atol=1e-8)
+    if context == "inference":
+        assert depth.grad is None
+    else:
+        torch.testing.assert_close(depth.grad[..., ::2, ::3], numbers["train.by_depth"], rtol=1e-4, atol=1e-6)
+
+
+def test_field_of_view():
+    seen = seen_with(cameras(), 40.0)
+    edge = pixel_rays(seen)[1] - 0.5 * (pixel_rays(seen)[1][..., 1:2, :] - pixel_rays(seen)[1][..., :1, :])
+    ahead = torch.einsum("bvji,bvjw->bviw", seen.c2w[..., :3, :3], edge[..., 0, :])
+    torch.testing.assert_close(-ahead[:, :, 1], torch.full((B, V, W), math.tan(math.radians(20))).double())
+    square = Cameras(seen.c2w, seen.K, H, W)
+    views = plane(square)
+    views = replaced(views, cameras=cameras())  # other intrinsics
+    torch.testing.assert_close(DNC(fov=40.0)(views, PROMPTS), torch.ones(B, V).double())
+
+
 def test_bad_input():
     views = plane(cameras())
     with pytest.raises(ValueError, match=r"reward dnc needs views with normal, got only alpha, depth"):
@@ -149,3 +197,5 @@ def test_bad_input():
         DNC(alpha=1.0)
     with pytest.raises(ValueError, match=r"max_angle must be in \(0, 90\] degrees, got 0"):
         DNC(max_angle=0.0)
+    with pytest.raises(ValueError, match=r"fov must be in \(0, 180\) degrees, got 180"):
+        DNC(fov=180.0)

@@ -171,3 +171,8 @@ def alphas(count: int, height: int, width: int) -> Tensor:
     y, x = torch.arange(height).double()[:, None], torch.arange(width).double()[None]
     discs = [1 - ((y - height / 2) ** 2 + (x - width / 3 - 2 * i) ** 2).sqrt() / height for i in range(count)]
     return torch.stack(discs).reshape(count, 1, height, width).clamp(0, 1).float()
+
+
+def depths(count: int, height: int, width: int) -> Tensor:
+    """A wavy surface about 1.4 away that covers the whole picture, camera z, float32."""
+    return (1.4 + 0.1 * (pictures(count, height, width).double()[:, :1] - 0.5)).float()
