@@ -34,19 +34,24 @@ def write_t5(folder: Path, end: str) -> None:
 def write_clip(folder: Path, end: str, kind: str, hidden: int) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    names = [*letters, *(f"{c}</w>" for c in letters), "!", "!</w>", "<|startoftext|>", "<|endoftext|>"]
-    vocab = {name: i for i, name in enumerate(names)}
-    (folder / f"tokenizer{end}/vocab.json").write_text(json.dumps(vocab))
-    (folder / f"tokenizer{end}/merges.txt").write_text("#version: 0.2\n")
-    pad = "!" if end == "_2" else "<|endoftext|>"
-    told = {"tokenizer_class": "CLIPTokenizer", "pad_token": pad, "model_max_length": 77}
-    (folder / f"tokenizer{end}/tokenizer_config.json").write_text(json.dumps(told))
+    vocab = write_tokenizer(folder / f"tokenizer{end}", "!" if end == "_2" else "<|endoftext|>")
     sizes = {"hidden_size": hidden, "intermediate_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2}
     config = CLIPTextConfig(**sizes, vocab_size=len(vocab), projection_dim=6, max_position_embeddings=77,
                             bos_token_id=len(vocab) - 2, eos_token_id=2)  # fmt: skip
     network = CLIPTextModel if kind == "clip" else CLIPTextModelWithProjection
     save(network(config), folder / f"text_encoder{end}", prefix="text_model.")
+
+
+def write_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> dict[str, int]:
+    """A tokenizer of CLIP that knows letters; gives its vocabulary."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    names = [*letters, *(f"{c}</w>" for c in letters), "!", "!</w>", "<|startoftext|>", "<|endoftext|>"]
+    vocab = {name: i for i, name in enumerate(names)}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    told = {"tokenizer_class": "CLIPTokenizer", "pad_token": pad, "model_max_length": 77}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    return vocab
 
 
 def save(network: torch.nn.Module, folder: Path, prefix: str = "") -> None:

@@ -215,10 +215,12 @@ def read_sizes(path: Path) -> Sizes:
         raise ValueError(f"{path} is of a model of type {kind!r}, expected {' or '.join(KINDS)}")
     if kind == "clip":
         halves = {name: values.get(name) or {} for name in ("vision_config", "text_config")}
-        for name in halves:  # older files say some things twice, and mean these
+        for name in halves:
             more = values.get(f"{name}_dict") or {}
             if not isinstance(halves[name], dict) or not isinstance(more, dict):
                 raise ValueError(f"{path}: {name} is no object; copy the checkpoint again")
+            if more:  # older files say things twice; transformers takes this one, and its own defaults for the rest
+                more = _defaults(name) | more
             halves[name] = {key: value for key, value in (halves[name] | more).items() if key in (*SIZES, *OTHERS)}
     else:
         halves = {"vision_config": {key: value for key, value in values.items() if key in (*SIZES, *OTHERS)}}
@@ -247,6 +249,13 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
         if bar:
             logging.enable_progress_bar()
+
+
+def _defaults(half: str) -> dict[str, Any]:
+    """What transformers takes where a configuration says nothing."""
+    import transformers
+
+    return getattr(transformers, "CLIPVisionConfig" if half == "vision_config" else "CLIPTextConfig")().to_dict()
 
 
 def _empty(clip: Clip, sizes: Sizes, weights: Weights) -> nn.Module:

@@ -137,18 +137,27 @@ def score_views(
     """
     import torch
 
-    views.require("rgb", by=f"reward {by}")
-    rgb = views.rgb
+    device, rgb = device_of(views, by), views.rgb
     require_colours(rgb, by)
-    net = pretrained.network(clip, "image", rgb.device)
+    net = pretrained.network(clip, "image", device)
 
     def of_images(images: Tensor, *rows: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
             return score(pretrained.look(net, prepare(images.float())), *rows)
 
-    num, chunk = rgb.shape[:2], CHUNK.get(rgb.device.type, CHUNK_ELSEWHERE)
+    num, chunk = rgb.shape[:2], CHUNK.get(device.type, CHUNK_ELSEWHERE)
     repeated = (row.repeat_interleave(num[1], 0) for row in rows)
     return per_image(of_images, rgb.flatten(0, 1), *repeated, chunk=chunk).unflatten(0, num)
+
+
+def device_of(views: Views, by: str) -> torch.device:
+    """Where the colours are.
+
+    Raises:
+        ValueError: If there are none; `by` is the reward that needs them.
+    """
+    views.require("rgb", by=f"reward {by}")
+    return views.rgb.device
 
 
 def cosine(features: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
