@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import ExitStack, redirect_stdout
+import warnings
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from align3d.commands import COMMANDS
 from align3d.files import WriteError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from align3d.peers import Ending, Peers
 
@@ -194,7 +195,25 @@ def _run(parsed: Parsed | None) -> None:
     """Run a command that was understood."""
     if parsed is not None:
         _, options, chosen = parsed
-        importlib.import_module(type(options).__module__).run(options, **chosen)
+        with _plain_warnings():
+            importlib.import_module(type(options).__module__).run(options, **chosen)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Within, what this package warns of is a line like its errors."""
+    usual = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> str:
+        if category is RuntimeWarning and Path(filename).is_relative_to(Path(__file__).parent):
+            return f"align3d: warning: {message}\n"
+        return usual(message, category, filename, *rest)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def overview() -> str:

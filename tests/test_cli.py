@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from command_checks import SAMPLE, SMALL, TRAIN, enter, refused
 from PIL import Image
 
+from align3d import cli
 from align3d.cli import main
 from align3d.commands import COMMANDS
 from align3d.commands.flags import one_line
@@ -252,3 +254,10 @@ def test_an_adapter_brings_its_models_options(here):
         model()
     Path("old/config.json").unlink()
     assert model()[1]["model"].rank == 4
+
+
+def test_own_warnings_are_a_line():
+    with cli._plain_warnings():
+        assert warnings.formatwarning("so", RuntimeWarning, cli.__file__, 1) == "align3d: warning: so\n"
+        assert "RuntimeWarning" in warnings.formatwarning("so", RuntimeWarning, "elsewhere.py", 1)
+    assert "RuntimeWarning" in warnings.formatwarning("so", RuntimeWarning, cli.__file__, 1)

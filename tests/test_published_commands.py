@@ -94,6 +94,12 @@ def test_text_encoder_in_the_place_of_a_cache(here, capsys):
     assert len(list(Path("samples").glob("*.ply"))) == 1
 
 
+def test_a_prompt_that_is_not_read_to_its_end_is_told(here, capsys):
+    Path("prompts.txt").write_text("a red mug " * 150)
+    with pytest.warns(RuntimeWarning, match="at most 300 tokens of a prompt are read; the rest of 'a red mug a red"):
+        assert main(embed(here)) == 0
+
+
 def test_bad_input_is_refused(here, capsys):
     assert main(embed(here)) == 0
     capsys.readouterr()

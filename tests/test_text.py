@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from align3d.models.text_files import load_clip, load_sd3, load_t5
 from align3d.prompt_cache import embed
 
 PROMPTS = ["a red mug", "", "The blue dog of a chair, " * 60]
+pytestmark = pytest.mark.filterwarnings("ignore:at most .* tokens")  # of the last prompt
 LOADERS = {"pas": load_t5, "sd15": load_clip, "sd35m": load_sd3}
 
 
@@ -41,7 +43,7 @@ def test_t5_is_the_pipeline(folders):
     tower = source.tower
     ids = torch.full((3, 300), tower.pad)
     for row, prompt in enumerate(PROMPTS):
-        one = tower.tokenize([prompt.lower().strip()])[0]
+        one = tower.ids([prompt.lower().strip()])[0]
         ids[row, : len(one)] = torch.tensor(one)
     keep = (ids != tower.pad).long()
     with torch.no_grad():
@@ -55,9 +57,12 @@ def test_t5_is_the_pipeline(folders):
 
 
 def test_clip_is_the_pipeline(folders):
+    from transformers import CLIPTokenizer
+
     source = load_clip(folders / "sd15", precision="float32")
     tower = source.tower
-    ids = tower.tokenize(PROMPTS)
+    ids = tower.ids(PROMPTS)
+    assert ids == CLIPTokenizer.from_pretrained(folders / "sd15/tokenizer")(PROMPTS, truncation=True)["input_ids"]
     rows = torch.tensor([row + [tower.pad] * (77 - len(row)) for row in ids])
     with torch.no_grad():
         true = tower.encoder(rows).last_hidden_state
@@ -73,11 +78,11 @@ def test_sd3_is_the_pipeline(folders):
     assert (left.pad, right.pad) == (55, 52)  # the second pads with "!"
     with torch.no_grad():
         for tower, columns, pooled in ((left, slice(0, 4), slice(0, 6)), (right, slice(4, 12), slice(6, 12))):
-            rows = torch.tensor([row + [tower.pad] * (77 - len(row)) for row in tower.tokenize(PROMPTS)])
+            rows = torch.tensor([row + [tower.pad] * (77 - len(row)) for row in tower.ids(PROMPTS)])
             true = tower.encoder(rows, output_hidden_states=True)
             assert torch.allclose(text.states[:, :77, columns], true.hidden_states[-2], atol=1e-5)
             assert torch.allclose(text.pooled[:, pooled], true.text_embeds, atol=1e-5)
-        ids = [row + [0] * (256 - len(row)) for row in source.t5.tokenize(PROMPTS)]
+        ids = [row + [0] * (256 - len(row)) for row in source.t5.ids(PROMPTS)]
         assert torch.allclose(text.states[:, 77:], source.t5.encoder(torch.tensor(ids))[0], atol=1e-5)
     assert not text.states[:, :77, 12:].any()
 
@@ -271,3 +276,17 @@ def test_long_prompts_are_refused():
     check_lengths(["x" * 2000])
     with pytest.raises(ValueError, match=r"'x+'\.\.\. has 2001 characters, at most 2000 are read"):
         check_lengths(["a", "x" * 2001])
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_what_is_cut_is_told_once(folders, name):
+    source = LOADERS[name](folders / name, precision="float32")
+    long = ["a red mug " * 150, "the dog " * 150]
+    with pytest.warns(
+        RuntimeWarning, match=r"tokens of a prompt are read; the rest of 'a red mug .*'\.\.\. is lost"
+    ) as told:
+        text = source([*long, "a mug"])
+    assert len(told) == 1 and text.keep[0].sum() == text.states.shape[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(source(long).states, text.states[:2])

@@ -11,6 +11,7 @@ two and the same with _2 and _3 (SD3.5: CLIP-L, CLIP-G, T5). Nothing is download
 from __future__ import annotations
 
 import contextlib
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -85,12 +86,13 @@ def moved(module: nn.Module, device: str | torch.device) -> Iterator[None]:
 class Tower:
     """A tokenizer and its encoder."""
 
-    tokenize: Callable[[Sequence[str]], list[list[int]]]  # ids of each text, start and end included; cut to `tokens`
+    tokenize: Callable[[Sequence[str]], list[list[int]]]  # ids of each text, start and end included
     encoder: nn.Module
-    tokens: int  # T, that a text is padded to
+    tokens: int  # T, that a text is padded or cut to
     pad: int  # the id of padding
     device: str = "cpu"  # where it computes
     offload: bool = False  # whether weights stay on the CPU and are moved for each batch
+    tells: bool = True  # whether it warns of the first text that is cut; not where another tower reads more of it
 
     def __call__(self, texts: Sequence[str], masked: bool = False, **options: Any) -> tuple[Any, Tensor]:
         """What the encoder gives, and which ids are tokens (B, T'); no gradient.
@@ -102,7 +104,7 @@ class Tower:
         """
         import torch
 
-        ids = self.tokenize(texts)
+        ids = self.ids(texts)
         length = max(map(len, ids)) if masked else self.tokens
         rows = torch.tensor([row + [self.pad] * (length - len(row)) for row in ids], device=self.device)
         sizes = torch.tensor([len(row) for row in ids], device=self.device)
@@ -111,6 +113,16 @@ class Tower:
         with where, torch.inference_mode(False), torch.no_grad():  # inference tensors could not be used in training
             options |= {"attention_mask": keep} if masked else {}
             return self.encoder(input_ids=rows, **options), keep
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, `tokens` at most, the last one being its end; warns of the first that is cut."""
+        most, ids = self.tokens, self.tokenize(texts)
+        long = [text for text, row in zip(texts, ids, strict=True) if len(row) > most]
+        if long and self.tells:
+            self.tells = False
+            said = f"at most {most} tokens of a prompt are read; the rest of {long[0][:40]!r}... is lost, and so on"
+            warnings.warn(said, RuntimeWarning, stacklevel=1)
+        return [row if len(row) <= most else [*row[: most - 1], row[-1]] for row in ids]
 
     @property
     def precision(self) -> torch.dtype:

@@ -87,12 +87,12 @@ def _tower(
 
     tokenizer, weights = folder / f"tokenizer{end}", folder / f"text_encoder{end}"
     variant, files = weight_files(weights)
-    tokenize, pad, used = (_t5_tokenizer if kind == "t5" else _clip_tokenizer)(tokenizer, tokens)
+    tokenize, pad, used = (_t5_tokenizer if kind == "t5" else _clip_tokenizer)(tokenizer)
     encoder = _encoder(kind, weights, variant, getattr(torch, precision))
     if not offload:
         encoder.to(device)
     found = {"weights": [weights / "config.json", *files], "tokenizer": used}
-    return Tower(tokenize, encoder, tokens, pad, device, offload), found
+    return Tower(tokenize, encoder, tokens, pad, device, offload, tells=kind != "pooled"), found
 
 
 def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
@@ -170,7 +170,7 @@ def _check_config(values: Any) -> None:
             raise ValueError(f"config.json has {key} {value}, expected at most {most}")
 
 
-def _t5_tokenizer(folder: Path, tokens: int) -> tuple[Callable, int, list[Path]]:
+def _t5_tokenizer(folder: Path) -> tuple[Callable, int, list[Path]]:
     """T5's tokenizer, from tokenizer.json or, without the sentencepiece library, from spiece.model."""
     from tokenizers import Tokenizer
 
@@ -185,18 +185,19 @@ def _t5_tokenizer(folder: Path, tokens: int) -> tuple[Callable, int, list[Path]]
         pad = tokenizer.token_to_id("<pad>")
         if pad is None or not tokenizer.encode("").ids:
             raise ValueError("it knows no <pad>, or adds no end to a text")
-        tokenizer.enable_truncation(tokens)
+        tokenizer.no_truncation()
         tokenizer.no_padding()
     except Exception as error:  # the library raises plain Exceptions
         raise ValueError(f"{path} is damaged, or no tokenizer of T5 ({error}); copy it again") from None
     return lambda texts: [tokenizer.encode(text).ids for text in texts], pad, [path]
 
 
-def _clip_tokenizer(folder: Path, tokens: int) -> tuple[Callable, int, list[Path]]:
+def _clip_tokenizer(folder: Path) -> tuple[Callable, int, list[Path]]:
     """CLIP's tokenizer, and what it pads with."""
     found = tokenizer(folder)
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
-        return found(list(texts), truncation=True, max_length=tokens)["input_ids"]
+        with quiet():  # of texts that are too long
+            return found(list(texts))["input_ids"]
 
     return tokenize, found.pad_token_id, tokenizer_files(folder)
