@@ -1,5 +1,6 @@
 """`align3d download` with a hub that is a folder: what is looked up, said, chosen and fetched."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +9,10 @@ import pytest
 from command_checks import refused
 
 from align3d.cli import main
+from align3d.commands import download
 from align3d.commands.download import choose
 from align3d.models.published import DiffSplatPAS, DiffSplatSD35m
+from align3d.rewards.hpsv2 import HPSv21
 
 PAS = "gsdiff_gobj83k_pas_fp16__render/checkpoints"
 REPOS = {
@@ -28,6 +31,15 @@ REPOS = {
         "tokenizer/spiece.model": 800_000,
         "vae/diffusion_pytorch_model.safetensors": 10**8,
     },
+    "openai/clip-vit-large-patch14": {
+        **{"config.json": 4519, "preprocessor_config.json": 316, "vocab.json": 961_143, "merges.txt": 524_619},
+        **{"model.safetensors": 1_710_540_580, "pytorch_model.bin": 1_710_671_599, "flax_model.msgpack": 1_710_486_359},
+    },
+    "xswu/HPSv2": {"HPS_v2_compressed.pt": 1_972_443_883, "HPS_v2.1_compressed.pt": 1_972_443_883},
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": {
+        **{"vocab.json": 862_328, "merges.txt": 524_657, "tokenizer_config.json": 904, "config.json": 4_000},
+        **{"open_clip_pytorch_model.bin": 3_944_692_325, "model.safetensors": 3_944_517_836},
+    },
 }
 
 
@@ -41,14 +53,14 @@ def hub(monkeypatch, tmp_path):
         siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in REPOS[repo].items()]
         return SimpleNamespace(siblings=siblings, card_data={"license": "mit"} if "DiffSplat" in repo else None)
 
-    def download(repo, path, local_dir):
+    def fetch(repo, path, local_dir):
         file = Path(local_dir) / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(repo)
         fetched.append(path)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     return fetched
 
 
@@ -68,6 +80,39 @@ def test_only_what_is_needed_is_fetched_to_where_the_model_looks(hub, capsys):
     assert "--model diffsplat-pas --model.weights files" in capsys.readouterr().out
     hub.clear()
     assert main(["download", "diffsplat-pas", "--what", "text", "--out", "texts", "--yes"]) == 0 and len(hub) == 5
+
+
+class Answer(io.BytesIO):
+    """Of a web server."""
+
+    headers = {"Content-Length": "3714759"}  # noqa: RUF012
+
+
+def test_a_reward_of_two_places(hub, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(download, "urlopen", lambda what, timeout: asked.append(what) or Answer(b"numbers"))
+    assert main(["download", "aesthetic", "--out", "files"]) == 0
+    shown = capsys.readouterr().out
+    assert "openai/clip-vit-large-patch14: 3 files, 1.71 GB" in shown and "predictor: 1 files, 0.00 GB" in shown
+    assert "licence: see https://github.com/christophschuhmann/improved-aesthetic-predictor" in shown
+    assert asked.pop().get_method() == "HEAD" and not Path("files").exists()
+    assert main(["download", "aesthetic", "--out", "files", "--yes"]) == 0
+    head = "https://raw.githubusercontent.com/christophschuhmann/improved-aesthetic-predictor/HEAD/"
+    assert asked[-1] == f"{head}sac%2Blogos%2Bava1-l14-linearMSE.pth"
+    assert Path("files/sac+logos+ava1-l14-linearMSE.pth").read_bytes() == b"numbers"
+    assert sorted(hub) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert "--reward aesthetic --reward.weights files" in capsys.readouterr().out
+    asked.clear()
+    assert main(["download", "aesthetic", "--out", "files", "--yes"]) == 0 and len(asked) == 1  # for its size
+
+
+def test_a_reward_in_another_format_is_converted(hub, capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr(HPSv21, "convert", lambda folder: made.append(folder) or folder / "HPS.safetensors")
+    assert main(["download", "hpsv2.1", "--out", "files"]) == 0 and not made
+    assert main(["download", "hpsv2.1", "--out", "files", "--yes"]) == 0 and made == [Path("files")]
+    assert sorted(hub) == ["HPS_v2.1_compressed.pt", "merges.txt", "tokenizer_config.json", "vocab.json"]
+    assert "converted: files/HPS.safetensors" in capsys.readouterr().out
 
 
 def test_weights_in_16_bits_are_enough():
@@ -102,6 +147,8 @@ def test_what_cannot_be_reached_is_one_line(hub, capsys, monkeypatch, error, mes
 
 def test_models_without_anything_to_fetch_are_named(hub, capsys):
     assert "model 'embedded' has nothing to download" in refused(capsys, ["download", "embedded", "--out", "x"])
+    assert "reward 'jpeg' has nothing to download" in refused(capsys, ["download", "jpeg", "--out", "x"])
+    assert "has no text of its own" in refused(capsys, ["download", "clip", "--what", "text", "--out", "x"])
     assert "unknown model 'nothing'" in refused(capsys, ["download", "nothing", "--out", "x"])
 
 

@@ -1,4 +1,8 @@
-"""`align3d download`: the files of a published model, and nothing else of their repositories."""
+"""`align3d download`: the files of a published model or reward, and nothing else of their repositories.
+
+A part says what it needs: `sources`, what -> repository of the hub, or github.com/OWNER/NAME -> patterns of its files.
+Where it has `convert(folder)`, which writes them in a better format, that is called at the end.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,27 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import tyro
+
+from align3d.files import replacing
+from align3d.rewards.published import GITHUB, address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 HALF = ".fp16"  # in the names of files that hold 16-bit numbers
 TIMEOUT = 20.0  # seconds to wait for a word from the hub
+MAX_RAW = 1 << 28  # bytes of a file of GitHub's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """Fetch the weights of a published model, and say their licence and size; goes on where it was interrupted."""
+    """Fetch the weights of a published model or reward, and say licence and size; goes on where it was interrupted."""
 
-    model: Annotated[str, tyro.conf.Positional]  # such as diffsplat-pas; `align3d list models` shows them
+    name: Annotated[str, tyro.conf.Positional]  # such as diffsplat-pas or hpsv2.1; `align3d list` shows them
     out: Path  # folder to write to; what is there already is not fetched again
     what: Literal["all", "weights", "text"] = "all"  # text = the text encoder, for `align3d embed`
     yes: bool = False  # fetch without a look at licence and size first, which only says them otherwise
@@ -38,14 +48,17 @@ class Wanted:
 
 def run(options: Download) -> None:
     """Look up, say what it is, fetch."""
-    from align3d.commands.flags import load_part
+    from align3d.commands.flags import load_part, table
 
-    part = load_part("model", options.model)
+    kind = next((kind for kind in ("model", "reward") if options.name in table(kind)), "model")
+    part = load_part(kind, options.name)
     sources = getattr(part, "sources", None)
     if sources is None:
-        raise ValueError(f"model {options.model!r} has nothing to download; `align3d list models` shows what there is")
-    kinds = ("weights", "text") if options.what == "all" else (options.what,)
-    asked = {repo: patterns for kind in kinds for repo, patterns in sources[kind].items()}
+        raise ValueError(f"{kind} {options.name!r} has nothing to download; `align3d list {kind}s` shows what there is")
+    if options.what != "all" and options.what not in sources:
+        raise ValueError(f"{kind} {options.name!r} has no {options.what} of its own; leave out --what")
+    kinds = sources if options.what == "all" else (options.what,)
+    asked = {repo: patterns for what in kinds for repo, patterns in sources[what].items()}
     wanted = list(look_up(asked, options.out))
     for one in wanted:
         size = sum(one.files.values()) / 1e9
@@ -57,7 +70,9 @@ def run(options: Download) -> None:
         for path in one.files:
             print(f"{one.repo}/{path}", flush=True)
             fetch(one.repo, path, options.out, asked)
-    print(f"written: {options.out}; use it as --model {options.model} --model.weights {options.out}", flush=True)
+    if (made := getattr(part, "convert", lambda _: None)(options.out)) is not None:
+        print(f"converted: {made}; the file that it was made of is needed no more", flush=True)
+    print(f"written: {options.out}; use it as --{kind} {options.name} --{kind}.weights {options.out}", flush=True)
 
 
 def look_up(asked: dict[str, Sequence[str]], out: Path) -> Iterator[Wanted]:
@@ -69,6 +84,9 @@ def look_up(asked: dict[str, Sequence[str]], out: Path) -> Iterator[Wanted]:
     from huggingface_hub import HfApi
 
     for repo, patterns in asked.items():
+        if repo.startswith(GITHUB):
+            yield Wanted(repo, f"see {address(repo)}", {path: _size(repo, path, asked, out) for path in patterns})
+            continue
         try:
             info = HfApi().model_info(repo, files_metadata=True, timeout=TIMEOUT)
         except Exception as error:  # of many libraries, below and above the hub's own
@@ -104,6 +122,9 @@ def fetch(repo: str, path: str, out: Path, asked: dict[str, Sequence[str]]) -> N
     from huggingface_hub import hf_hub_download
 
     try:
+        if repo.startswith(GITHUB):
+            _fetch_raw(repo, path, out)
+            return
         hf_hub_download(repo, path, local_dir=out)
     except OSError as error:
         if error.errno is not None and error.filename is not None:  # the disk's
@@ -113,12 +134,36 @@ def fetch(repo: str, path: str, out: Path, asked: dict[str, Sequence[str]]) -> N
         raise ValueError(unreachable(error, asked, out)) from None
 
 
+def _raw(repo: str, path: str) -> str:
+    """Where a file of GitHub's is."""
+    return f"https://raw.githubusercontent.com/{repo.removeprefix(GITHUB)}/HEAD/{quote(path)}"
+
+
+def _size(repo: str, path: str, asked: dict[str, Sequence[str]], out: Path) -> int:
+    """Bytes of a file of GitHub's; 0 if it is not told."""
+    try:
+        with urlopen(Request(_raw(repo, path), method="HEAD"), timeout=TIMEOUT) as answer:
+            return int(answer.headers.get("Content-Length") or 0)
+    except Exception as error:
+        raise ValueError(unreachable(error, asked, out)) from None
+
+
+def _fetch_raw(repo: str, path: str, out: Path) -> None:
+    """A file of GitHub's, which are small; what is there already stays."""
+    if (out / path).is_file():
+        return
+    with urlopen(_raw(repo, path), timeout=TIMEOUT) as answer:
+        data = answer.read(MAX_RAW)
+    with replacing(out / path) as temporary:
+        temporary.write_bytes(data)
+
+
 def unreachable(error: Exception, asked: dict[str, Any], out: Path) -> str:
     """Why a file cannot be had, and what to do instead."""
     said = " ".join(str(error).split())[:160] or type(error).__name__
     kind = type(error).__name__
     if "Gated" in kind or "401" in said or "403" in said:
         return f"the hub wants an account that has accepted the licence ({said}); log in with `hf auth login`"
-    where = "; ".join(f"https://huggingface.co/{repo}: {', '.join(patterns)}" for repo, patterns in asked.items())
+    where = "; ".join(f"{address(repo)}: {', '.join(patterns)}" for repo, patterns in asked.items())
     hand = f"put these files into {out} by hand, as they lie there: {where}"
-    return f"huggingface.co cannot be used ({kind}: {said}); {hand}"
+    return f"the files cannot be had ({kind}: {said}); {hand}"
