@@ -28,8 +28,9 @@ def run(options: List) -> None:
         if options.kind in ("all", title):
             if options.kind == "all":
                 print(title)
+            width = max(14, *map(len, table(kind)))
             for name in table(kind):
-                print(f"  {name:<14} {summary(load_part(kind, name))}")
+                print(f"  {name:<{width}} {summary(load_part(kind, name))}")
     if options.kind == "recipes":
         for name in recipes.RECIPES:
             print(f"  {name:<36} {recipes.get(name).summary}")
