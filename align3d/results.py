@@ -34,6 +34,11 @@ class Distance:
     above_low: float | None  # 95 % interval of the difference
     above_high: float | None
 
+    @property
+    def sure(self) -> bool:
+        """Whether it is above the floor for sure."""
+        return self.above_low is not None and self.above_low > 0
+
 
 @dataclass(frozen=True)
 class Result:

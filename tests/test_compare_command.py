@@ -12,7 +12,8 @@ from judged import MEASURE, PROMPTS, copy, furnish, table, train
 
 from align3d import samples
 from align3d.cli import main
-from align3d.commands.compare import Compare, check_runs, group_of, read_runs, total, unlike
+from align3d.commands.compare import Compare, check_runs, group_of, read_runs, total, unlike, unmoved
+from align3d.results import Distance
 
 RUNS = ["runs/a0", "runs/a1", "runs/b0", "runs/b1"]
 COMPARE = ["compare", *RUNS, *MEASURE, "--out", "out", "--group", "method.rho"]
@@ -82,6 +83,17 @@ def test_runs_are_compared_at_equal_fid(here, capsys):
     assert table()["matched"][0]["levels"] == [0.5] and len(table()["results"]) == 1 + 4 * 3
     capsys.readouterr()
     assert "num was 3, now 4" in refused(capsys, [*COMPARE, "--num", "4"])
+
+
+def test_runs_that_have_not_moved_are_named():
+    def at(value, low):
+        return Distance(value, 1.0, value - 2, value + 2, value - 40, low, 9.0)
+
+    runs = {"a": [at(41.0, -1.0), at(50.0, 3.0)], "b": [at(42.0, 0.5), at(43.0, -0.5)]}
+    assert unmoved(runs).startswith("1 of 2 runs are not surely farther from the base model")
+    assert "each other (b), so" in unmoved(runs)
+    assert unmoved({"a": runs["a"]}) == unmoved({"a": []}) == ""
+    assert unmoved({"b": runs["b"]}).startswith("No run is surely farther")
 
 
 def test_runs_are_refined_where_they_cross_the_level(here, capsys):

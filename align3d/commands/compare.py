@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from align3d.commands.judging import Plan
     from align3d.evaluate import Evaluation
     from align3d.matched import Curve, Matched
-    from align3d.results import Result
+    from align3d.results import Distance, Result
     from align3d.runs import Run
 
 MAY_DIFFER = (  # in the runs of one group, besides what is no part of the training
@@ -312,6 +312,19 @@ def results_of(paths: Sequence[Trail], found: dict[str, Evaluation]) -> dict[str
     return {result.name: result for result in all_results(found["base"], found.get("reference"), tuned)}
 
 
+def unmoved(runs: dict[str, list[Distance]]) -> str:
+    """Which runs never get surely farther from the base model than its own samples are from each other, in words."""
+    farthest = {name: max(distances, key=lambda d: d.value) for name, distances in runs.items() if distances}
+    still = [name for name, distance in farthest.items() if not distance.sure]
+    if not still:
+        return ""
+    which = "No run is" if len(still) == len(runs) else f"{len(still)} of {len(runs)} runs are not"
+    return (
+        f"{which} surely farther from the base model than its own samples are from each other ({', '.join(still)}), so "
+        f"that where such a run is best says little.\n"
+    )
+
+
 def curves_of(paths: Sequence[Trail], numbers: dict[str, dict[str, float]]) -> list[Curve]:
     """The runs from the base model to their ends, from the numbers of the base and of every checkpoint."""
     from align3d.matched import Curve, Point
@@ -377,10 +390,12 @@ def write(options: Compare, work: Plan, paths: Sequence[Trail], found: dict[str,
     }
     atomic_write(work.out / "table.json", json.dumps(plain(table), ensure_ascii=False, indent=1) + "\n")
     every = markdown(list(results.values()), base.prompts, dict.fromkeys(results, trained))
-    text = "\n".join([*texts, "## Every checkpoint", "", every])
+    distances = {p.name: [d for s in p.chosen if (d := results[p.called(s)].fid) is not None] for p in paths}
+    note = unmoved(distances)
+    text = "\n".join([*filter(None, [note]), *texts, "## Every checkpoint", "", every])
     atomic_write(work.out / "table.md", protocol(work.about) + text)
     pictures = {"base": base} | {path.name: found[path.checkpoints[-1].name] for path in paths}
     arguments = (list(results.values()), pictures, curves, tables, trained, work.about)
     page = write_comparison(work.out / "report.html", *arguments)
-    print(texts[0])
+    print("\n".join([texts[0], note]))
     print(f"written: {page}", flush=True)
