@@ -77,8 +77,6 @@ def plain(
     import torch
 
     from align3d.diffusion.sampler import rollout
-    from align3d.diffusion.schedule import bcast, x0_from_eps
-    from align3d.diffusion.transition import score_scale
 
     with torch.no_grad():
         traj = rollout(model, prompts, times, rng, method.eta)
@@ -86,23 +84,50 @@ def plain(
     total = torch.zeros(())
     for copy, j in enumerate(chosen):
         t, s = times[j].expand(len(prompts)), times[j + 1].expand(len(prompts))
-        with model.reference():
-            eps_ref = model.predict(traj.x[:, j], t, traj.cond)
-        eps = model.predict(traj.x[:, j], t, traj.cond)
-        y = x0 = traj.x[:, j + 1].detach().requires_grad_()
-        if j + 1 < len(traj):
-            x0 = x0_from_eps(model.schedule, y, model.predict(y, s, traj.cond), s)
-        reward = score(model.decode(x0), prompts, rng.repeat(1, first=copy))
-        (grad,) = torch.autograd.grad(reward.sum(), y)
-        g = method.beta * bcast(model.schedule.alpha(s) ** 2, grad) * grad  # alpha_bar
-        k = bcast(score_scale(model.schedule, t, s, method.eta), eps)
-        w = (k**2).clamp_max(method.weight_max)
-        loss = (w * (eps - eps_ref + g / k) ** 2).flatten(1).mean(1).sum() / (len(chosen) * len(prompts))
+        states = traj.x[:, j], traj.x[:, j + 1], t, s
+        losses = transition(model, method, score, prompts, *states, rng.repeat(1, first=copy), j + 1 < len(traj))
+        loss = losses.sum() / (len(chosen) * len(prompts))
         if not at_once:
             yield loss
         total = total + loss
     if at_once:
         yield total
+
+
+def transition(
+    model: BaseModel,
+    method: Nabla,
+    score: Score,
+    prompts: Sequence[str],
+    x: Tensor,
+    y: Tensor,
+    t: Tensor,
+    s: Tensor,
+    rng: Streams,
+    estimate: bool,
+) -> Tensor:
+    """The losses (B,) of transitions from x at time t to y at time s, by the plain schedule.
+
+    `estimate` is whether the reward judges the data that y stands for, which takes a prediction there, or y itself.
+    """
+    import torch
+
+    from align3d.diffusion.schedule import bcast, x0_from_eps
+    from align3d.diffusion.transition import score_scale
+
+    cond = model.encode(prompts)
+    with model.reference():
+        eps_ref = model.predict(x, t, cond)
+    eps = model.predict(x, t, cond)
+    y = x0 = y.detach().requires_grad_()
+    if estimate:
+        x0 = x0_from_eps(model.schedule, y, model.predict(y, s, cond), s)
+    reward = score(model.decode(x0), prompts, rng)
+    (grad,) = torch.autograd.grad(reward.sum(), y)
+    g = method.beta * bcast(model.schedule.alpha(s) ** 2, grad) * grad  # alpha_bar
+    k = bcast(score_scale(model.schedule, t, s, method.eta), eps)
+    w = (k**2).clamp_max(method.weight_max)
+    return (w * (eps - eps_ref + g / k) ** 2).flatten(1).mean(1)
 
 
 class Bench:

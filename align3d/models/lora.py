@@ -32,6 +32,7 @@ class Adapter:
         """
         import torch
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
         widest = max((size for weight in network.parameters() for size in weight.shape), default=1)
         if not 1 <= rank <= widest:  # more than that has no effect, and a huge one takes all memory
@@ -42,6 +43,7 @@ class Adapter:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
             inject_adapter_in_model(self.config, network)
         self.network = network
+        self.layers = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]  # found once: there are thousands
         for parameter in self.parameters():  # peft gives them the type of the layers, too coarse for small updates
             parameter.data = parameter.data.float()
 
@@ -56,16 +58,13 @@ class Adapter:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within, the network is the one without adapter; may be nested."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [m for m in self.network.modules() if isinstance(m, BaseTunerLayer)]
-        before = [layer.disable_adapters for layer in layers]
-        for layer in layers:  # enable_adapters(False) also freezes the matrices, which must stay trainable
+        before = [layer.disable_adapters for layer in self.layers]
+        for layer in self.layers:  # enable_adapters(False) also freezes the matrices, which must stay trainable
             layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer, was in zip(layers, before, strict=True):
+            for layer, was in zip(self.layers, before, strict=True):
                 layer._disable_adapters = was
 
     def save(self, folder: Path) -> None:
