@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "diffusion_pytorch_model"  # name of the files of a diffusers network
 MAX_SIDE, MAX_SIZE = 1024, 1 << 20  # of a picture, of anything else in a network's config.json; more is damage
+MAX_INDEX = 1 << 25  # bytes of a list of shards
 NAMED = 3  # wrong keys that an error names
 
 
@@ -53,6 +54,8 @@ class Weights:
             require_file(file)
             return cls({"": file})
         try:
+            if index.stat().st_size > MAX_INDEX:
+                raise ValueError("too large")
             places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             names = {key: str(value) for key, value in places.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.pretrained.clip import MAX_TOKENIZER, quiet, tokenizer, tokenizer_files
+from align3d.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +22,6 @@ Precision = Literal["bfloat16", "float32"]
 
 MAX_SIZE = 1 << 20  # of a number in an encoder's config.json that counts something; more is damage
 MAX_LAYERS = 1000
-WEIGHTS = ("model.safetensors", "model.fp16.safetensors")  # or shards, which the file with .index.json lists
 T5_TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
@@ -103,27 +103,8 @@ def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
         ValueError: If the list of shards is damaged.
     """
     _need(folder / "config.json")
-    for name in WEIGHTS:
-        variant = "fp16" if "fp16" in name else None
-        path, index = folder / name, folder / f"model.safetensors.index{'.fp16' if variant else ''}.json"
-        if path.is_file():
-            return variant, [path]
-        if index.is_file():
-            return variant, [_need(folder / shard) for shard in _shards(index)]
-    raise FileNotFoundError(f"{folder} has no {' or '.join(WEIGHTS)}, nor a list of shards; copy the published folder")
-
-
-def _shards(index: Path) -> list[str]:
-    """The names of the shards that a list has, each a plain name."""
-    try:
-        if index.stat().st_size > MAX_TOKENIZER:
-            raise ValueError("too large")
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if not all(isinstance(name, str) and Path(name).name == name for name in names) or not names:
-            raise ValueError("no plain names of files")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{index} is damaged ({error}); copy it again") from None
-    return names
+    files = sorted(set(Weights.find(folder, "model").paths.values()))
+    return "fp16" if any(".fp16" in path.name for path in files) else None, files
 
 
 def _need(path: Path) -> Path:
