@@ -154,6 +154,7 @@ def test_texts_are_encoded_once_and_alike(folders, monkeypatch):
     clip_scores._text_feature.cache_clear()
     assert torch.equal(scorer(views, PROMPTS), first) and len(calls) == 2
     assert torch.equal(scorer(views, [f" {PROMPTS[0]}  ", "two dogs on a&#32;chair"]), first)
+    assert hpsv2.cleaned(["\u201cit\u2019s\u201d &amp;amp; more "]) == ['"it\'s" & more']
 
 
 def test_a_prompt_that_is_cut_is_told_once(folders):

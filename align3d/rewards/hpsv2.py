@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from align3d.types import Views
 
 V2, V21 = "HPS_v2_compressed", "HPS_v2.1_compressed"
+QUOTES = str.maketrans("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", 4 * "'" + 4 * '"')  # curly to straight
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # what both were trained from
 SIZES: Sizes = {  # of OpenCLIP's ViT-H-14
     "model_type": "clip",
@@ -172,8 +173,11 @@ def fit(images: Float[Tensor, "n 3 h w"], size: int, antialias: bool = True) -> 
 
 
 def cleaned(prompts: Sequence[str]) -> list[str]:
-    """Prompts without the marks of HTML, as OpenCLIP reads them; it also repairs wrong encodings, which is not done."""
-    return [html.unescape(html.unescape(prompt)).strip() for prompt in prompts]
+    """Prompts with plain quotes and without the marks of HTML, as OpenCLIP reads them.
+
+    It has ftfy do that, which also repairs text in a wrong encoding, ligatures and wide letters; that is not done.
+    """
+    return [html.unescape(html.unescape(prompt)).translate(QUOTES).strip() for prompt in prompts]
 
 
 def _open(folder: Path, file: str) -> tuple[Sizes, Weights]:
