@@ -66,6 +66,19 @@ def test_per_image_is_the_function(chunk):
     assert (plain.grad != 0).all()
 
 
+def test_the_way_back_is_not_rounded_by_autocast():
+    weight = torch.rand(16, 16, generator=torch.Generator().manual_seed(3)) + 1e-3
+
+    def function(images):
+        with torch.autocast("cpu", enabled=False):
+            return (images @ weight @ weight).sum(1)
+
+    x = torch.rand(3, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        (got,) = torch.autograd.grad(per_image(function, x).sum(), x)
+    torch.testing.assert_close(got, (weight @ weight).sum(1).expand(3, -1))
+
+
 def test_per_image_without_gradient():
     x = torch.rand(5, 2, requires_grad=True)
     with torch.no_grad():

@@ -81,7 +81,8 @@ def per_image(
         part = part.detach().requires_grad_(wanted)
         value = function(part, *rest)
         if wanted:
-            slopes += torch.autograd.grad(value.sum(), part)
+            with torch.autocast(images.device.type, enabled=False):  # else it would round the products of the way back
+                slopes += torch.autograd.grad(value.sum(), part)
         values.append(value.detach())
     result = torch.cat(values)
     if not wanted:
