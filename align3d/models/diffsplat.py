@@ -85,7 +85,7 @@ class DiffSplat:
     def _encoded(self, prompt: str) -> Text:
         """One text; encoded alone, so that it never depends on what came before."""
         if prompt not in self.texts:
-            self.texts[prompt] = self.text([prompt]).to(self.device)
+            self.texts[prompt] = self.text([prompt]).counted().to(self.device)
         self.texts[prompt] = self.texts.pop(prompt)  # now the latest
         most = max(2, TEXTS // self.texts[prompt].states.nbytes)
         while len(self.texts) > most:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class Text:
     states: Float[Tensor, "B T D"]  # float32, zero where there is padding
     keep: Float[Tensor, "B T"]  # 1 = token, 0 = padding; the tokens come first
     pooled: Float[Tensor, "B P"] | None = None  # one vector a prompt, float32; SD3 only
+    most: int | None = None  # tokens of the longest row, where that is known; a GPU would have to be waited for
 
     def __len__(self) -> int:
         return len(self.states)
@@ -44,7 +45,11 @@ class Text:
     def to(self, device: str | torch.device) -> Text:
         """The same on a device."""
         pooled = None if self.pooled is None else self.pooled.to(device)
-        return Text(self.states.to(device), self.keep.to(device), pooled)
+        return Text(self.states.to(device), self.keep.to(device), pooled, self.most)
+
+    def counted(self) -> Text:
+        """The same with `most`."""
+        return replace(self, most=int(self.keep.sum(1).max()))
 
     @staticmethod
     def cat(texts: Sequence[Text]) -> Text:
@@ -53,7 +58,8 @@ class Text:
 
         pooled = [text.pooled for text in texts if text.pooled is not None]
         states, keep = (torch.cat([getattr(text, name) for text in texts]) for name in ("states", "keep"))
-        return Text(states, keep, torch.cat(pooled) if pooled else None)
+        most = [text.most for text in texts if text.most is not None]
+        return Text(states, keep, torch.cat(pooled) if pooled else None, max(most) if len(most) == len(texts) else None)
 
 
 def check_lengths(prompts: Sequence[str]) -> None:

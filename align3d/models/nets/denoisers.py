@@ -103,7 +103,7 @@ class PixArt(Denoiser):
 
     def rows(self, x: Float[Tensor, "BV C h w"], label: Tensor, states: Float[Tensor, "B T D"], text: Text) -> Tensor:
         """The output of the network, rows (b v); without the padding that no row needs, it makes no difference."""
-        V, tokens = self.num_views, longest(text.keep)
+        V, tokens = self.num_views, longest(text)
         return self.network(
             x,
             encoder_hidden_states=states[:, :tokens].repeat_interleave(V, 0),
@@ -113,9 +113,10 @@ class PixArt(Denoiser):
         )[0]
 
 
-def longest(keep: Float[Tensor, "B T"]) -> int:
+def longest(text: Text) -> int:
     """The number of tokens of the longest text, up to the next multiple of TOKENS; tokens come before padding."""
-    return -(-max(1, int(keep.sum(1).max())) // TOKENS) * TOKENS
+    most = text.counted().most if text.most is None else text.most
+    return -(-max(1, most) // TOKENS) * TOKENS
 
 
 class UNet(Denoiser):
