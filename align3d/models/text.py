@@ -48,8 +48,8 @@ class Text:
         return Text(self.states.to(device), self.keep.to(device), pooled, self.most)
 
     def counted(self) -> Text:
-        """The same with `most`."""
-        return replace(self, most=int(self.keep.sum(1).max()))
+        """The same with `most`; as it is where there are no numbers, on the device "meta"."""
+        return self if self.keep.is_meta else replace(self, most=int(self.keep.sum(1).max()))
 
     @staticmethod
     def cat(texts: Sequence[Text]) -> Text:
