@@ -12,7 +12,7 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
-from align3d.rewards import normal, yoso
+from align3d.rewards import yoso
 from align3d.rewards.normal import Normal, in_its_axes
 from align3d.scenes.cameras import canonical, orbit, world_to_camera
 from align3d.types import Views
@@ -126,13 +126,13 @@ def test_gradient_is_that_of_finite_differences(folder, monkeypatch):
 # The reward
 
 
-class Fixed(yoso.Yoso):
+class Fixed(torch.nn.Module):
     """An estimator that says what it is told to: normals in its own axes."""
 
     factor = 8
 
     def __init__(self, said):
-        torch.nn.Module.__init__(self)
+        super().__init__()
         self.said, self.asked = said, []
 
     def forward(self, images):
@@ -142,7 +142,7 @@ class Fixed(yoso.Yoso):
 
 def told(monkeypatch, *said):
     fixed = Fixed(torch.tensor(said).reshape(1, 3, 1, 1))
-    monkeypatch.setattr(normal, "network", lambda *args: fixed)
+    monkeypatch.setattr(Normal, "network", lambda *args: fixed)
     return fixed
 
 
@@ -232,9 +232,7 @@ def test_the_estimator_learns_of_no_gradient_in_inference(monkeypatch):
 def test_check_reads_no_weights_and_says_where_they_are(folder, tmp_path):
     Normal(folder).check(PROMPTS)
     where = "https://huggingface.co/Stable-X/yoso-normal-v1-7"
-    with pytest.raises(
-        FileNotFoundError, match=f"--reward.weights is not given; .* {where}: .*align3d download normal"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"--reward.weights FOLDER; .*download normal .* {where}: vae"):
         Normal().check(PROMPTS)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/vae/config.json is missing; .* {where}"):
         Normal(tmp_path).check(PROMPTS)

@@ -10,6 +10,7 @@ REWARDS = {
     "hpsv2": "align3d.rewards.hpsv2:HPSv2",
     "hpsv2.1": "align3d.rewards.hpsv2:HPSv21",
     "imagenet": "align3d.rewards.imagenet:ImageNet",
+    "imagereward": "align3d.rewards.imagereward:ImageReward",
     "jpeg": "align3d.rewards.jpeg:JPEG",
     "normal": "align3d.rewards.normal:Normal",
     "pickscore": "align3d.rewards.pickscore:PickScore",

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import functools
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from align3d.rewards.clip_scores import require_colours
 from align3d.rewards.preprocess import per_image
+from align3d.rewards.published import files_of
 from align3d.scenes.cameras import pixel_rays
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import torch
     from jaxtyping import Float
@@ -68,25 +69,27 @@ class Normal:
         """
         from align3d.rewards import yoso
 
-        with advice(self.weights) as folder:
+        with files_of("normal", self.weights, self.sources) as folder:
             yoso.check(folder)
 
     def network(self, device: torch.device) -> Yoso:
         """The estimator, read once for each folder, device and precision; errors are those of `check`."""
-        with advice(self.weights) as folder:
+        with files_of("normal", self.weights, self.sources) as folder:
             return network(folder, device, self.precision)
 
     def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B V"]:
         """The mean cosine of each view, in [-1, 1], 0 where nothing is seen; the prompts are not read.
 
         Raises:
-            FileNotFoundError, ValueError: As `check` does, and if the pictures' sides do not fit the estimator.
+            FileNotFoundError, ValueError: As `check` does, and if a colour is outside [0, 1] or their sides do not
+                fit the estimator.
 
         Gradient: to the normals; with context `train` also to the colours. The mask is a constant.
         """
         import torch
 
         views.require("rgb", "alpha", "normal", by="reward normal")
+        require_colours(views.rgb, "normal")
         rgb = views.rgb if self.context == "train" else views.rgb.detach()
         estimator, through = self.network(rgb.device), torch.is_grad_enabled() and rgb.requires_grad
         height, width = rgb.shape[-2:]
@@ -123,24 +126,6 @@ def to_camera(cameras: Cameras, vectors: Float[Tensor, "B V 3 H W"]) -> Float[Te
     import torch
 
     return torch.einsum("bvji,bvjhw->bvihw", cameras.c2w[..., :3, :3].to(vectors), vectors)
-
-
-@contextmanager
-def advice(folder: Path | None) -> Iterator[Path]:
-    """Within, a file that is missing is an error that says where it is published; gives the folder.
-
-    Raises:
-        FileNotFoundError: If there is no folder.
-    """
-    try:
-        if folder is None:
-            raise FileNotFoundError("--reward.weights is not given")
-        yield folder
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; reward normal takes vae/, controlnet/ and unet/ of https://huggingface.co/{REPOSITORY}: "
-            "`align3d download normal --out DIR`, then --reward.weights DIR"
-        ) from None
 
 
 @functools.lru_cache(maxsize=2)
