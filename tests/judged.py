@@ -45,8 +45,8 @@ class Flat:
 TRAIN = ["train", "--model", "mine:Toy", "--reward", "mine:redness", "--prompts", "prompts.txt", "--cameras.size", "8"]
 TRAIN += ["--loop.updates", "3", "--loop.batch-size", "2", "--loop.checkpoint-every", "1", "--loop.keep", "0"]
 TRAIN += ["--loop.learning-rate", "0.1", "--loop.warmup", "0", "--method.transitions", "2", "--method.rho", "0.05"]
-MEASURE = ["--model", "mine:Toy", "--rewards", "mine:redness", "jpeg", "--features", "mine:Corners", "--size", "8"]
-MEASURE += ["--prompts", "prompts.txt", "--num", "3", "--views", "3", "--batch-size", "16"]
+MEASURE = ["--model", "mine:Toy", "--rewards", "mine:redness", "jpeg-compress", "--features", "mine:Corners"]
+MEASURE += ["--size", "8", "--prompts", "prompts.txt", "--num", "3", "--views", "3", "--batch-size", "16"]
 
 
 def furnish(folder: Path) -> None:

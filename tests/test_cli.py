@@ -48,7 +48,7 @@ def test_every_command_has_help(capsys, name):
 
 
 def test_help_shows_the_options_of_the_chosen_parts(capsys):
-    assert main(["train", "--reward", "jpeg", "--help"]) == 0
+    assert main(["train", "--reward", "jpeg-compress", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for part in (
         "--model.steps",
@@ -83,9 +83,10 @@ def test_help_of_a_command_by_its_name(capsys):
 def test_what_is_not_differentiable_is_marked(capsys):
     assert main(["list", "rewards"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert [name for name, line in lines.items() if "Not differentiable" in line] == ["jpeg"]
+    found = [name for name, line in lines.items() if "Not differentiable" in line]
+    assert found == ["jpeg-compress", "jpeg-incompress"]
     assert main(["train", "--help"]) == 0
-    assert "jpeg (not differentiable)" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "jpeg-compress (not differentiable)" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_one_gaussian_is_one(here, capsys):
@@ -136,13 +137,14 @@ def test_train_resume_and_sample(here, capsys):
     assert len((here / "run/metrics.jsonl").read_text().splitlines()) == 3
 
     capsys.readouterr()
-    base = [*SAMPLE, "--prompts", "prompts.txt", "--num", "2", "--rewards", "mine:redness", "jpeg", "--batch-size", "3"]
+    base = [*SAMPLE, "--prompts", "prompts.txt", "--num", "2", "--batch-size", "3"]
+    base += ["--rewards", "mine:redness", "jpeg-compress"]
     assert main(base) == 0, capsys.readouterr().err
     rows = [json.loads(line) for line in (here / "out/samples.jsonl").read_text().splitlines()]
     assert [row["seed"] for row in rows] == [0, 1, 0, 1]
     assert rows[0]["files"] == [f"000-a-red-cube-s0.{suffix}" for suffix in ("ply", "png", "webp")]
     assert all((here / "out" / name).is_file() for row in rows for name in row["files"])
-    assert all(set(row["rewards"]) == {"mine:redness", "jpeg"} for row in rows)
+    assert all(set(row["rewards"]) == {"mine:redness", "jpeg-compress"} for row in rows)
     assert len({row["rewards"]["mine:redness"] for row in rows}) == 4  # seeds and prompts differ
 
     one = ["sample", "--model", "mine:Toy", "--size", "24", "--frames", "0", "--prompt", "a red cube", "--seed", "1"]

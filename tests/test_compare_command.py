@@ -66,12 +66,12 @@ def test_runs_are_compared_at_equal_fid(here, capsys):
         assert level["seeds"] == 2 and level["low"] < level["value"] < level["high"]
         assert level["prompts"][0] < level["value"] < level["prompts"][1]
     assert len(found["base"]["blocks"]) == len(PROMPTS) and set(found["base"]["blocks"][0]) == {
-        "mine:redness", "jpeg", "fid", "diversity"
+        "mine:redness", "jpeg-compress", "fid", "diversity"
     }  # fmt: skip
     page = (here / "out/report.html").read_text()
     assert "mine:redness against FID" in page and "against seconds of training" in page and page.count("<img") == 4 * 5
     text = (here / "out/table.md").read_text()
-    assert "### jpeg" in text and "## jpeg at equal" not in text
+    assert "### jpeg-compress" in text and "## jpeg-compress at equal" not in text
 
     whole = contents(here / "out")
     assert main(args) == 0
@@ -162,14 +162,14 @@ def test_runs_that_do_not_belong_together_are_refused(here, capsys, case):
 
 def groups(*runs, by):
     """The groups of runs that may be compared."""
-    options = Compare(runs=tuple(map(Path, runs)), rewards=("jpeg",), group=by, out=Path("out"))
+    options = Compare(runs=tuple(map(Path, runs)), rewards=("jpeg-compress",), group=by, out=Path("out"))
     paths = list(read_runs(options))
     check_runs(paths, options.group)
     return [path.group for path in paths]
 
 
 def test_what_changes_no_update_may_differ_in_a_group(here):
-    changes = {"watch": {"rewards": ["jpeg"], "every": 3}, "samples": {"frames": 9}, "device": "cuda"}
+    changes = {"watch": {"rewards": ["jpeg-compress"], "every": 3}, "samples": {"frames": 9}, "device": "cuda"}
     copy(here / "runs/a0", here / "runs/x", loop__seed=7, **changes)
     assert groups("runs/x", "runs/a0", "runs/a1", by=("method.rho",)) == ["0.05"] * 3
 

@@ -26,7 +26,7 @@ from align3d.diffusion.sampler import NonFiniteError, rollout
 from align3d.diffusion.schedule import DiscreteVP, Flow
 from align3d.diffusion.transition import ddim
 from align3d.methods.ddpo import DDPO, advantages
-from align3d.rewards.jpeg import JPEG
+from align3d.rewards.jpeg import JPEGCompress
 from align3d.rng import Streams
 
 CLIP = 1e-4
@@ -243,7 +243,7 @@ def test_reward_rises_on_held_out_seeds(method: DDPO) -> None:
 
 def test_trains_in_the_loop_on_a_reward_without_gradient() -> None:
     for method in (DDPO(), DDPO(inner_epochs=2, kl=0.1, chunk=2)):
-        rows = check_trains_in_the_loop(method, JPEG(), group=2)
+        rows = check_trains_in_the_loop(method, JPEGCompress(), group=2)
         assert all(row["reward"] < -0.3 for row in rows)  # kilobytes
 
 

@@ -79,7 +79,7 @@ def test_demo_shows_what_changed_and_never_writes_over_it(out, capsys, monkeypat
 
 @pytest.mark.parametrize(
     ("reward", "message"),
-    [("colourfullness", ", ".join(sorted(REWARDS))), ("jpeg", "differentiable")],
+    [("colourfullness", ", ".join(sorted(REWARDS))), ("jpeg-compress", "differentiable")],
 )
 def test_reward_that_cannot_work_is_refused_at_once(out, no_sampling, reward, message):
     with pytest.raises(ValueError, match=message) as error:

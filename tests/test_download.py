@@ -147,7 +147,7 @@ def test_what_cannot_be_reached_is_one_line(hub, capsys, monkeypatch, error, mes
 
 def test_models_without_anything_to_fetch_are_named(hub, capsys):
     assert "model 'embedded' has nothing to download" in refused(capsys, ["download", "embedded", "--out", "x"])
-    assert "reward 'jpeg' has nothing to download" in refused(capsys, ["download", "jpeg", "--out", "x"])
+    assert "reward 'dnc' has nothing to download" in refused(capsys, ["download", "dnc", "--out", "x"])
     assert "has no text of its own" in refused(capsys, ["download", "clip", "--what", "text", "--out", "x"])
     assert "unknown model 'nothing'" in refused(capsys, ["download", "nothing", "--out", "x"])
 

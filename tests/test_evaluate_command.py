@@ -51,7 +51,7 @@ def test_base_and_runs_side_by_side(here, capsys):
     assert found["start"]["rewards"] == found["base"]["rewards"]  # an adapter that has learnt nothing
     red, jpeg = found["end"]["changes"]
     assert red["name"] == "mine:redness" and red["change"] > 0 and red["low"] < red["change"] < red["high"]
-    assert red["tuned"] - red["base"] == pytest.approx(red["change"]) and jpeg["name"] == "jpeg"
+    assert red["tuned"] - red["base"] == pytest.approx(red["change"]) and jpeg["name"] == "jpeg-compress"
     fid = found["base"]["fid"]
     assert fid["value"] > 0 == fid["above"] and fid["low"] < fid["value"] < fid["high"]
     assert found["start"]["fid"]["value"] == fid["value"] and found["start"]["fid"]["above"] == 0
@@ -134,7 +134,7 @@ def test_more_runs_may_be_added_and_other_arguments_are_refused(here, capsys):
     capsys.readouterr()
     for extra, message in (
         (["--num", "4"], "num was 3, now 4"),
-        (["--rewards", "jpeg"], "rewards.mine:redness.name was"),
+        (["--rewards", "jpeg-compress"], "rewards.mine:redness.name was"),
         (["--features.scale", "2"], "features.scale was 1.0, now 2.0"),
         (["--model.steps", "5"], "model.steps was 4, now 5"),
         (["--max-prompts", "3"], "prompts was 4, now 3"),

@@ -70,7 +70,7 @@ def test_a_bug_of_our_own_is_no_mistake_of_the_user(monkeypatch):
     monkeypatch.setattr(registry.importlib, "import_module", broken)
     with pytest.raises(ZeroDivisionError):
         registry.load({"mine": "align3d.rewards.mine:Mine"}, "mine")
-    with pytest.raises(ZeroDivisionError), registry.blame("reward jpeg", registry.load):
+    with pytest.raises(ZeroDivisionError), registry.blame("reward jpeg-compress", registry.load):
         raise ZeroDivisionError
 
 

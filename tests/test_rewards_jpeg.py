@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from align3d.rewards.jpeg import JPEG
+from align3d.rewards.jpeg import JPEGCompress, JPEGIncompress
 from align3d.scenes.cameras import canonical
 from align3d.types import Views
 
@@ -22,7 +22,7 @@ def some_views() -> Views:
 
 def test_size_in_kilobytes():
     views = some_views()
-    value = JPEG()(views, PROMPTS)
+    value = JPEGCompress()(views, PROMPTS)
     assert value.shape == (B, V) and not value.requires_grad
     file = io.BytesIO()
     pixels = (views.rgb[0, 1].detach() * 255).round().byte().permute(1, 2, 0).numpy()
@@ -32,18 +32,23 @@ def test_size_in_kilobytes():
 
 def test_flat_is_smaller_than_noise():
     views = some_views()
-    small, large = JPEG()(views, PROMPTS), JPEG(want="large")(views, PROMPTS)
+    small, large = JPEGCompress()(views, PROMPTS), JPEGIncompress()(views, PROMPTS)
     assert torch.equal(small, -large)
     assert (small[1] > small[0]).all()
-    assert (JPEG(quality=50)(views, PROMPTS)[0] > small[0]).all()
+    assert (JPEGCompress(quality=50)(views, PROMPTS)[0] > small[0]).all()
 
 
 def test_says_that_it_has_no_gradient():
-    assert JPEG.differentiable is False and JPEG.needs == {"rgb"}
+    for reward in (JPEGCompress, JPEGIncompress):
+        assert reward.differentiable is False and reward.needs == {"rgb"}
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="quality must be 1 to 95, got 96"):
-        JPEG(quality=96)
-    with pytest.raises(ValueError, match="reward jpeg needs views with rgb"):
-        JPEG()(Views(canonical(B, H, W)), PROMPTS)
+        JPEGCompress(quality=96)
+    with pytest.raises(ValueError, match="quality must be 1 to 95, got 0"):
+        JPEGIncompress(quality=0)
+    with pytest.raises(ValueError, match="reward jpeg-compress needs views with rgb"):
+        JPEGCompress()(Views(canonical(B, H, W)), PROMPTS)
+    with pytest.raises(ValueError, match="reward jpeg-incompress needs views with rgb"):
+        JPEGIncompress()(Views(canonical(B, H, W)), PROMPTS)

@@ -10,7 +10,7 @@ import torch
 from align3d.diffusion.sampler import NonFiniteError
 from align3d.rewards.colorfulness import Colorfulness
 from align3d.rewards.dnc import DNC
-from align3d.rewards.jpeg import JPEG
+from align3d.rewards.jpeg import JPEGCompress
 from align3d.rewards.score import FunctionReward, Scorer, as_reward, check_scene, name_of
 from align3d.rng import Streams
 from align3d.scenes.cameras import CameraSampling
@@ -115,11 +115,11 @@ def test_gradient_reaches_every_gaussian_scene(reward):
 def test_as_reward():
     assert as_reward(Colorfulness) == Colorfulness()
     dnc = DNC(alpha=0.5)
-    assert as_reward(dnc) is dnc and isinstance(dnc, Reward) and isinstance(JPEG(), Reward)
+    assert as_reward(dnc) is dnc and isinstance(dnc, Reward) and isinstance(JPEGCompress(), Reward)
     wrapped = as_reward(red)
     assert isinstance(wrapped, FunctionReward) and isinstance(wrapped, Reward)
     assert wrapped.differentiable and wrapped.needs == {"rgb"}
-    assert Scorer(JPEG, CAMERAS).reward.differentiable is False
+    assert Scorer(JPEGCompress, CAMERAS).reward.differentiable is False
     assert name_of(wrapped) == "red" and name_of(dnc) == "DNC"
 
 

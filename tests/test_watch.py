@@ -274,7 +274,7 @@ def test_what_cannot_be_watched_is_refused_before_anything_is_written(start, tmp
         ({"best": "fid"}, "watch.best must be a reward .*untouched base"),
         ({"best": "dnc"}, "watch.best must be a reward"),
         ({"rewards": ("nothing",)}, "unknown reward 'nothing'"),
-        ({"rewards": ("jpeg", "jpeg")}, "'jpeg' is asked for twice"),
+        ({"rewards": ("jpeg-compress", "jpeg-compress")}, "'jpeg-compress' is asked for twice"),
         ({"features": "clip"}, r"features clip needs folder: clip\(folder="),
         ({"features": "nothing"}, "unknown features 'nothing'"),
         ({"features": "efficientnet"}, "needs 320 images or more .*3 prompts x 2 seeds x 3 views are 18: raise"),

@@ -11,7 +11,8 @@ REWARDS = {
     "hpsv2.1": "align3d.rewards.hpsv2:HPSv21",
     "imagenet": "align3d.rewards.imagenet:ImageNet",
     "imagereward": "align3d.rewards.imagereward:ImageReward",
-    "jpeg": "align3d.rewards.jpeg:JPEG",
+    "jpeg-compress": "align3d.rewards.jpeg:JPEGCompress",
+    "jpeg-incompress": "align3d.rewards.jpeg:JPEGIncompress",
     "normal": "align3d.rewards.normal:Normal",
     "pickscore": "align3d.rewards.pickscore:PickScore",
 }

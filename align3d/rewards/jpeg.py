@@ -1,13 +1,14 @@
-"""Compressibility: the size of each view as a JPEG file, wanted small or large. Not differentiable.
+"""Compressibility and incompressibility: the size of each view as a JPEG file. Not differentiable.
 
-Source: Black et al. 2023 (DDPO, arXiv 2305.13301), section 5.1: size in kilobytes (1000 bytes) at quality 95.
+Source: Black et al. 2023 (DDPO, arXiv 2305.13301), section 5.1: size in kilobytes (1000 bytes) at quality 95. For
+those who want to see an optimiser work without any network: what wins is known, a blank view or noise.
 """
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,30 +20,60 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class JPEG:
-    """Size of the views as JPEG files."""
+class JPEGCompress:
+    """How small the views are as JPEG files: minus kilobytes."""
 
-    want: Literal["small", "large"] = "small"  # small: the reward is minus the size; large: the size
     quality: int = 95  # JPEG quality, 1 to 95
 
     differentiable: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"rgb"})
 
     def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 95:
-            raise ValueError(f"quality must be 1 to 95, got {self.quality}")
+        _check(self.quality)
 
     def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B V"]:
-        """Kilobytes (1000 bytes) of each view, negative where small is wanted; the prompts are not read."""
-        import torch
-        from PIL import Image
+        """Minus the kilobytes of each view, 1000 bytes each; the prompts are not read."""
+        return -kilobytes(views, self.quality, by="jpeg-compress")
 
-        views.require("rgb", by="reward jpeg")
-        pixels = (views.rgb.detach() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
-        sizes = []
-        for image in pixels.flatten(0, 1).permute(0, 2, 3, 1).numpy():
-            file = io.BytesIO()
-            Image.fromarray(image).save(file, "JPEG", quality=self.quality)
-            sizes.append(file.tell() / 1000)
-        sign = 1 if self.want == "large" else -1
-        return sign * torch.tensor(sizes, device=views.rgb.device).view(views.rgb.shape[:2])
+
+@dataclass(frozen=True)
+class JPEGIncompress:
+    """How large the views are as JPEG files: kilobytes."""
+
+    quality: int = 95  # JPEG quality, 1 to 95
+
+    differentiable: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"rgb"})
+
+    def __post_init__(self) -> None:
+        _check(self.quality)
+
+    def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B V"]:
+        """The kilobytes of each view, 1000 bytes each; the prompts are not read."""
+        return kilobytes(views, self.quality, by="jpeg-incompress")
+
+
+def kilobytes(views: Views, quality: int, by: str) -> Float[Tensor, "B V"]:
+    """The size of each view as a JPEG file, by Pillow's encoder.
+
+    Args:
+        views: With colours in [0, 1], rounded to 8 bit here.
+        quality: 1 to 95.
+        by: The reward that asks, for the error.
+    """
+    import torch
+    from PIL import Image
+
+    views.require("rgb", by=f"reward {by}")
+    pixels = (views.rgb.detach() * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+    sizes = []
+    for image in pixels.flatten(0, 1).permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        sizes.append(file.tell() / 1000)
+    return torch.tensor(sizes, device=views.rgb.device).view(views.rgb.shape[:2])
+
+
+def _check(quality: int) -> None:
+    if not 1 <= quality <= 95:
+        raise ValueError(f"quality must be 1 to 95, got {quality}")
