@@ -20,6 +20,7 @@ COMMANDS = {
     "download": "align3d.commands.download:Download",
     "train": "align3d.commands.train:Train",
     "sample": "align3d.commands.sample:Sample",
+    "score": "align3d.commands.score:Score",
     "evaluate": "align3d.commands.evaluate:Evaluate",
     "compare": "align3d.commands.compare:Compare",
     "embed": "align3d.commands.embed:Embed",
