@@ -146,7 +146,7 @@ def filled(make: Any, device: str, dtype: torch.dtype | None = None) -> nn.Modul
         else:
             tensors[name] = torch.full(like.shape, float(name.endswith("weight")), dtype=kind, device=device)
     network.load_state_dict(tensors, assign=True)
-    return network.requires_grad_(False).eval()
+    return network.to(device).requires_grad_(False).eval()  # buffers that no file has are still elsewhere
 
 
 def shape_splats(codec: nn.Module) -> None:
@@ -194,11 +194,8 @@ class Judge:
 
         config = CLIPVisionConfig(**TINY_CLIP if tiny else CLIP)
         sizes = (config.projection_dim, *HEAD)
-        head = partial(nn.Sequential, *(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
-        return cls(
-            filled(partial(CLIPVisionModelWithProjection, config), device),
-            head().to(device).requires_grad_(False),
-        )
+        head = filled(lambda: nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))), device)
+        return cls(filled(partial(CLIPVisionModelWithProjection, config), device), head)
 
     def __call__(self, views: Views, prompts: Sequence[str]) -> Tensor:
         """One number per view. Gradient: to the colours."""

@@ -62,6 +62,7 @@ KINDS = {  # our rows -> options of Nabla
     "x0": {"gradient_at": "x0"},
 }
 PUBLIC = "public"
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # in errors of libraries below torch
 BETA = 100.0  # so that it is not measured: how strong the reward is does not change the work
 
 
@@ -192,6 +193,7 @@ class Bench:
         """One update of a row; what it took is written into it, if it counts."""
         import torch
 
+        expected = (torch.OutOfMemoryError, MemoryError, FloatingPointError)
         try:
             if self.times.is_cuda:
                 gc.collect()
@@ -201,7 +203,9 @@ class Bench:
             self.gradient(row.kind, self.setup.sampled if row.kind == PUBLIC else row.batch, update)
             self.optimizer.step()
             whole, spent = self.now() - begun, self.split.take()
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError, FloatingPointError) as error:
+            if not isinstance(error, expected) and not any(word in str(error) for word in NO_MEMORY):
+                raise
             row.failed = " ".join(str(error).split())[:200] or "out of memory"
         else:
             if counts:
