@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from align3d.types import Cameras, Views
 
 REPOSITORY = "Stable-X/yoso-normal-v1-7"
-CHUNK = {False: 8, True: 2}  # pictures that go through the estimator together, without and with a gradient through it
+CHUNK = {False: 8, True: 2}  # views at a time, without and with a gradient through the estimator, 2.7 GB each
 
 
 @dataclass(frozen=True)
