@@ -8,6 +8,7 @@ from tiny_published import FAMILIES, tiny_gs_vae, tiny_network
 
 from align3d.loop import Loop
 from align3d.methods.nabla import Nabla
+from align3d.models.nets.wide_linear import WideLinear
 from align3d.models.published import DiffSplatPAS, DiffSplatSD15, DiffSplatSD35m
 from align3d.models.text import Text
 from align3d.rewards.colorfulness import Colorfulness
@@ -140,3 +141,45 @@ def test_recomputation_saves_memory_and_changes_no_gradient(family, decoder):
     assert len(used) > 0.9 * len(grads[0]) and all(grad.isfinite().all() and grad.norm() > 0 for grad in used)
     (plain_net, plain_codec), (lean_net, lean_codec) = sizes
     assert lean_net < 0.5 * plain_net and lean_codec < 0.1 * plain_codec
+
+
+def test_the_adapter_remembers_bfloat16_inputs_as_they_came(family):
+    """Against peft's own way, which keeps float32 copies of them."""
+    found = []
+    for own in (True, False):
+        model = model_of(family, torch.bfloat16, rank=4)
+        shake(model, 0.1)
+        wide = [layer for layer in model.adapter.layers if isinstance(layer.lora_A["default"], WideLinear)]
+        assert len(wide) >= 0.8 * len(model.adapter.layers)
+        for layer in () if own else wide:
+            layer.lora_A["default"].__class__, layer.cast_input_dtype_enabled = torch.nn.Linear, True
+        weights = [*model.network.parameters()]
+        x, cond = states(model).requires_grad_(), model.encode(PROMPTS)
+        eps, size = kept(lambda: model.predict(x, TIMES, cond), weights)  # noqa: B023
+        eps.square().sum().backward()
+        found.append((eps, [x.grad, *(p.grad for p in model.adapter.parameters())], size))
+    (eps, grads, size), (peft_eps, peft_grads, peft_size) = found
+    assert torch.equal(eps, peft_eps)
+    for grad, true in zip(grads, peft_grads, strict=True):
+        assert (grad is None) == (true is None)
+        assert grad is None or (grad - true).norm() <= 0.02 * true.norm()  # sums in bfloat16 come in another order
+    assert (grads[0].flatten(1).norm(dim=1) > 0).all()
+    assert size < 0.85 * peft_size
+
+
+def test_a_wide_linear_layer_is_the_plain_one():
+    rng = torch.Generator().manual_seed(0)
+    plain = torch.nn.Linear(5, 4, bias=False)
+    x = torch.randn(2, 3, 5, generator=rng).bfloat16().requires_grad_()
+    grad = torch.randn(2, 3, 4, generator=rng)
+    true = plain(x.float())
+    wanted = torch.autograd.grad(true, (x, plain.weight), grad)
+    plain.__class__ = WideLinear
+    out = plain(x)
+    assert out.dtype == torch.float32 and torch.equal(out, true)
+    for found, known in zip(torch.autograd.grad(out, (x, plain.weight), grad), wanted, strict=True):
+        assert found.dtype == known.dtype
+        torch.testing.assert_close(found, known, rtol=1e-6, atol=1e-6)
+    assert torch.equal(plain(x.float()), true)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert plain(x).dtype == torch.bfloat16

@@ -34,6 +34,8 @@ class Adapter:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
+        from align3d.models.nets.wide_linear import WideLinear
+
         widest = max((size for weight in network.parameters() for size in weight.shape), default=1)
         if not 1 <= rank <= widest:  # more than that has no effect, and a huge one takes all memory
             raise ValueError(f"adapter rank must be in 1 to {widest}, the widest layer of the model; got {rank}")
@@ -46,6 +48,10 @@ class Adapter:
         self.layers = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]  # found once: there are thousands
         for parameter in self.parameters():  # peft gives them the type of the layers, too coarse for small updates
             parameter.data = parameter.data.float()
+        for layer in self.layers:
+            first = layer.lora_A["default"]
+            if type(first) is torch.nn.Linear:
+                first.__class__, layer.cast_input_dtype_enabled = WideLinear, False
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable matrices, in the order of the network."""

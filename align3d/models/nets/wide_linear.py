@@ -1,0 +1,40 @@
+"""A float32 linear layer for bfloat16 inputs, which remembers them as they came.
+
+peft casts the input of an adapter's first matrix to float32, and autograd keeps that copy for the matrix's gradient:
+three of them where q, k and v read the same tokens. In a denoiser of 0.6 billion parameters they are two thirds of all
+activations. Here the cast is made again in the backward pass instead; numbers are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class WideLinear(nn.Linear):
+    """A linear layer without bias, in the type of its weights; its output is in it too."""
+
+    def forward(self, input: Float[Tensor, "*S i"]) -> Float[Tensor, "*S o"]:
+        """The product. Under autocast, which casts by itself, that of nn.Linear."""
+        if input.dtype == self.weight.dtype or torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        return _Product.apply(input, self.weight)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.to(weight.dtype), weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x = (grad @ weight).to(x.dtype) if ctx.needs_input_grad[0] else None
+        of_weight = grad.flatten(0, -2).mT @ x.flatten(0, -2).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight
