@@ -127,6 +127,17 @@ def test_rows_are_independent_and_all_have_a_gradient(folder):
     assert ((other - scores).abs() > 1e-4).all()  # the prompt is read
 
 
+def test_a_first_look_in_inference_mode_does_no_harm(folder):
+    imagereward.network.cache_clear()
+    with torch.inference_mode():
+        scores = ImageReward(folder)(views(some()), PROMPTS)
+    rgb = some().requires_grad_()
+    again = ImageReward(folder)(views(rgb), PROMPTS)
+    again.sum().backward()
+    torch.testing.assert_close(again.detach(), scores.clone(), rtol=1e-5, atol=1e-5)
+    assert (rgb.grad.flatten(2).norm(dim=2) > 0).all()
+
+
 def test_every_pixel_within_the_crop_has_a_gradient(folder):
     rgb = some()[:, :, :, :, :40].clone().requires_grad_()
     ImageReward(folder)(views(rgb), PROMPTS).sum().backward()

@@ -12,7 +12,7 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
-from align3d.rewards import yoso
+from align3d.rewards import normal, yoso
 from align3d.rewards.normal import Normal, in_its_axes
 from align3d.scenes.cameras import canonical, orbit, world_to_camera
 from align3d.types import Views
@@ -215,6 +215,15 @@ def test_every_view_has_a_gradient_whatever_the_batch(folder, context):
     if context == "train":
         score.sum().backward()
         torch.testing.assert_close(alone.grad[V:], rgb.grad[V:], rtol=1e-3, atol=1e-5 * float(rgb.grad.abs().max()))
+
+
+def test_a_first_look_in_inference_mode_does_no_harm(folder):
+    normal.network.cache_clear()
+    with torch.inference_mode():
+        Normal(folder, "train")(views(), PROMPTS)
+    rgb = tiny_yoso.pictures(B * V, H, W).requires_grad_()
+    Normal(folder, "train")(views(rgb), PROMPTS).sum().backward()
+    assert (rgb.grad.flatten(1).norm(dim=1) > 0).all()
 
 
 def test_the_estimator_learns_of_no_gradient_in_inference(monkeypatch):

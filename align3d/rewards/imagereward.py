@@ -131,12 +131,11 @@ def network(folder: Path, device: torch.device) -> tuple[nn.Module, tuple[Float[
     """
     import torch
 
-    weights = _weights(folder)
-    with weights:
+    with torch.inference_mode(False), _weights(folder) as weights:  # what is read once is also used in training
         net = _empty(weights)
         fill(net, weights, torch.float32)
-    slope, offset = fold(net.mlp.layers)
-    return net.blip.requires_grad_(False).eval().to(device), (slope.to(device), offset)
+        slope, offset = fold(net.mlp.layers)
+        return net.blip.requires_grad_(False).eval().to(device), (slope.to(device), offset)
 
 
 def fold(layers: nn.ModuleDict) -> tuple[Float[Tensor, "d"], float]:

@@ -135,4 +135,5 @@ def network(folder: Path, device: torch.device, precision: str) -> Yoso:
 
     from align3d.rewards import yoso
 
-    return yoso.load(folder, device, getattr(torch, precision))
+    with torch.inference_mode(False):  # what is read once is also used in training
+        return yoso.load(folder, device, getattr(torch, precision))
