@@ -84,7 +84,7 @@ def test_what_is_not_differentiable_is_marked(capsys):
     assert main(["list", "rewards"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     found = [name for name, line in lines.items() if "Not differentiable" in line]
-    assert found == ["jpeg-compress", "jpeg-incompress"]
+    assert found == ["jpeg-compress", "jpeg-incompress", "vlm-judge"]
     assert main(["train", "--help"]) == 0
     assert "jpeg-compress (not differentiable)" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 

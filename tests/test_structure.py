@@ -253,6 +253,7 @@ def test_forbidden_calls(path):
 ENVIRONMENT = {
     "cli.py": "the border to the outside",
     "scenes/raster/compile.py": "where the user's cache folder is",
+    "rewards/endpoint.py": "address and key of an endpoint: a key belongs there and nowhere else",
 }
 
 

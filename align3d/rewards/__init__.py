@@ -15,4 +15,5 @@ REWARDS = {
     "jpeg-incompress": "align3d.rewards.jpeg:JPEGIncompress",
     "normal": "align3d.rewards.normal:Normal",
     "pickscore": "align3d.rewards.pickscore:PickScore",
+    "vlm-judge": "align3d.rewards.vlm_judge:VLMJudge",
 }
