@@ -75,7 +75,7 @@ class Target:
 
 
 PUBLISHED_DNC: Settings = {"name": "dnc", "alpha": 0.5, "neighbours": False, "detach": "depth"}
-NORMAL: Settings = {"name": "normal", "context": "inference"}
+NORMAL: Settings = {"name": "normal", "context": "inference", "precision": "float16"}
 TARGETS = {
     "aesthetic": Target(
         "LAION aesthetic score",

@@ -43,9 +43,7 @@ FOLDER = "watch"  # in a run's folder
 class Watch:
     """What to watch while training, how often, and what to do about it."""
 
-    rewards: tuple[
-        str, ...
-    ] = ()  # rewards to watch beside the trained one: dnc, "dnc(alpha=0.5)", "mine=dnc(alpha=0.5)"
+    rewards: tuple[str, ...] = ()  # watched beside the trained one: dnc, "loose=dnc(alpha=0.5)"
     every: int = 10  # updates between looks; 0 = only after the last
     prompts: Path = Path("heldout")  # text file, a prompt per line; train, heldout = lists of the embedded generator
     num: int = 20  # prompts, spread over those that all rewards know
@@ -53,9 +51,7 @@ class Watch:
     seed: int = 0  # first of them; as many others make the base model's samples that the FID is taken against
     views: int = 8  # of each sample, all around
     size: int = 128  # side of a view in pixels
-    features: str = (
-        "efficientnet"  # for FID and diversity, or "inception(folder=DIR)"; none = no FID, diversity of pixels
-    )
+    features: str = "efficientnet"  # for FID and diversity, or "inception(folder=DIR)"; none = diversity of pixels
     stop_when: str = ""  # end training after a look with, for example, "fid > 40 or dnc < 0.8"; "" = never
     go_on: bool = False  # train on after such a look; it only keeps the adapter out of best/
     best: str = ""  # reward whose highest value marks the adapter kept in best/; "" = the trained one

@@ -35,9 +35,7 @@ EVERY = 10.0  # seconds between lines of progress
 class Measuring:
     """The flags that both commands have."""
 
-    rewards: tuple[
-        str, ...
-    ]  # rewards to measure: dnc, "dnc(alpha=0.5)", "mine=dnc(alpha=0.5)"; best not only the trained one
+    rewards: tuple[str, ...]  # to measure, best not only the trained one: dnc, "loose=dnc(alpha=0.5)"
     prompts: Path = Path("heldout")  # text file, a prompt per line; train, heldout = lists of the embedded generator
     skip_unknown: bool = False  # leave out prompts that one of the rewards cannot judge, instead of refusing them
     max_prompts: int = 0  # use at most so many of the prompts, spread over the list; 0 = all
