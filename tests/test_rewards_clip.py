@@ -1,8 +1,11 @@
 """Rewards made of a CLIP: the numbers of the originals, gradients, texts, and files that are refused."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -274,18 +277,20 @@ def test_training_without_weights_is_refused_at_once(tmp_path, monkeypatch, caps
     assert "nowhere is missing; `align3d download aesthetic --out nowhere --yes` fetches them" in said
 
 
-@pytest.mark.parametrize("name", ["aesthetic", "hpsv2.1"])
-def test_training_runs(folders, name, tmp_path, monkeypatch):
+def test_flags_are_shown_without_torch():
+    """In a process of its own: in this one, annotations see more than users have."""
+    words = " ".join(f"'{name}'," for name in NAMES)
+    program = f"from align3d.cli import main; [main(['train', '--reward', name, '--help']) for name in [{words}]]"
+    program += "; import sys; print('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--reward.weights") == len(NAMES) and done.stdout.splitlines()[-1] == "False"
+
+
+def test_training_runs(folders, tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
-    arguments = [
-        "--reward",
-        name,
-        "--reward.weights",
-        str(folders[name]),
-        "--loop.updates",
-        "1",
-        "--loop.batch-size",
-        "2",
-    ]
+    arguments = ["--reward", "hpsv2.1", "--reward.weights", str(folders["hpsv2.1"])]
+    arguments += ["--loop.updates", "1", "--loop.batch-size", "2"]
     assert main([*TRAIN, *arguments]) == 0
     assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()

@@ -31,11 +31,11 @@ def read_legacy(path: Path, inner: str | None = None) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # a damaged archive raises whatever its first wrong byte leads to
-        said = " ".join(str(error).split())
-        if "weights_only" in said and "GLOBAL" in said:
+        said = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]  # without advice to trust it
+        if said.startswith(("Unsupported global", "Unsupported class")) or "allowed global" in said:
             raise ValueError(
-                f"{path} holds more than tensors, which could run code when read; only plain tensors are read, as in "
-                "the published file"
+                f"{path} holds more than tensors, which could run code when read, or is damaged; only plain tensors are "
+                "read, as in the published file: copy it again"
             ) from None
         raise ValueError(f"{path} is damaged ({said[:120] or type(error).__name__}); copy it again") from None
     if inner is not None:

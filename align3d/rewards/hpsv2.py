@@ -32,7 +32,7 @@ from align3d.rewards.published import TOKENIZER_FILES, files_of
 from align3d.weights import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -67,7 +67,7 @@ class _HPS:
     needs: ClassVar[frozenset[str]] = frozenset({"rgb"})
     name: ClassVar[str]
     file: ClassVar[str]
-    opener: ClassVar[Callable[[Path], tuple[Sizes, Weights]]]
+    opener: ClassVar[Any]  # from a folder to the sizes and weights in it
     sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]]
 
     def check(self, prompts: Sequence[str]) -> None:
