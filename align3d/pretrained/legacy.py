@@ -34,8 +34,8 @@ def read_legacy(path: Path, inner: str | None = None) -> dict[str, Tensor]:
         said = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]  # without advice to trust it
         if said.startswith(("Unsupported global", "Unsupported class")) or "allowed global" in said:
             raise ValueError(
-                f"{path} holds more than tensors, which could run code when read, or is damaged; only plain tensors are "
-                "read, as in the published file: copy it again"
+                f"{path} holds more than tensors, which could run code when read, or is damaged; only plain tensors "
+                "are read, as in the published file: copy it again"
             ) from None
         raise ValueError(f"{path} is damaged ({said[:120] or type(error).__name__}); copy it again") from None
     if inner is not None:
