@@ -9,7 +9,6 @@ import pytest
 from command_checks import refused
 
 from align3d.cli import main
-from align3d.commands import download
 from align3d.commands.download import choose
 from align3d.models.published import DiffSplatPAS, DiffSplatSD35m
 from align3d.rewards.hpsv2 import HPSv21
@@ -90,7 +89,7 @@ class Answer(io.BytesIO):
 
 def test_a_reward_of_two_places(hub, capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(download, "urlopen", lambda what, timeout: asked.append(what) or Answer(b"numbers"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda what, timeout: asked.append(what) or Answer(b"numbers"))
     assert main(["download", "aesthetic", "--out", "files"]) == 0
     shown = capsys.readouterr().out
     assert "openai/clip-vit-large-patch14: 3 files, 1.71 GB" in shown and "predictor: 1 files, 0.00 GB" in shown

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 import tyro
 
@@ -136,11 +134,15 @@ def fetch(repo: str, path: str, out: Path, asked: dict[str, Sequence[str]]) -> N
 
 def _raw(repo: str, path: str) -> str:
     """Where a file of GitHub's is."""
+    from urllib.parse import quote
+
     return f"https://raw.githubusercontent.com/{repo.removeprefix(GITHUB)}/HEAD/{quote(path)}"
 
 
 def _size(repo: str, path: str, asked: dict[str, Sequence[str]], out: Path) -> int:
     """Bytes of a file of GitHub's; 0 if it is not told."""
+    from urllib.request import Request, urlopen
+
     try:
         with urlopen(Request(_raw(repo, path), method="HEAD"), timeout=TIMEOUT) as answer:
             return int(answer.headers.get("Content-Length") or 0)
@@ -150,6 +152,8 @@ def _size(repo: str, path: str, asked: dict[str, Sequence[str]], out: Path) -> i
 
 def _fetch_raw(repo: str, path: str, out: Path) -> None:
     """A file of GitHub's, which are small; what is there already stays."""
+    from urllib.request import urlopen
+
     if (out / path).is_file():
         return
     with urlopen(_raw(repo, path), timeout=TIMEOUT) as answer:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align3d.pretrained.legacy import read_legacy
 from align3d.weights import NotItsWeights, Weights, fill, parameters_on_meta, require_keys
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ def open_folder(folder: Path) -> tuple[Sizes, Weights]:
         FileNotFoundError: If a file is missing.
         ValueError: If one is damaged, of another kind of model, or has absurd sizes.
     """
+    from align3d.pretrained.legacy import read_legacy
+
     sizes = read_sizes(folder / CONFIG)
     safe = any((folder / f"{WEIGHTS}{end}").is_file() for end in (".safetensors", ".safetensors.index.json"))
     if not safe and (folder / LEGACY).is_file():

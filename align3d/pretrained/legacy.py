@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ def read_legacy(path: Path, inner: str | None = None) -> dict[str, Tensor]:
         FileNotFoundError: If it is missing.
         ValueError: If it is damaged, holds something other than tensors and plain containers, or no state dict.
     """
+    import zipfile
+
     import torch
 
     if not path.is_file():

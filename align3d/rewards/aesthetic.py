@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from align3d.pretrained import clip as pretrained
 from align3d.pretrained.clip import Clip
-from align3d.pretrained.legacy import read_legacy
 from align3d.rewards.clip_scores import MEAN, STD, device_of, image_size, score_views, steps_of
 from align3d.rewards.preprocess import normalize, resize
 from align3d.rewards.published import CLIP_FILES, files_of
@@ -155,6 +154,8 @@ def _width(folder: Path) -> int:
 
 def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The tensors of a predictor, all of them and no others."""
+    from align3d.pretrained.legacy import read_legacy
+
     state = read_legacy(path)
     found = {key: tuple(value.shape) for key, value in state.items()}
     wrong = sorted(key for key in shapes.keys() | found.keys() if shapes.get(key) != found.get(key))

@@ -8,15 +8,11 @@ names of transformers; where such a file lies beside the published one, it is re
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align3d.files import replacing
 from align3d.pretrained.clip import END, Clip, Sizes
-from align3d.pretrained.legacy import read_legacy
-from align3d.pretrained.openclip import renamed
 from align3d.rewards.clip_scores import (
     MEAN,
     STD,
@@ -113,6 +109,7 @@ class _HPS:
         """
         from safetensors.torch import save_file
 
+        from align3d.files import replacing
         from align3d.pretrained.clip import sizes_of
 
         target = folder / f"{cls.file}.safetensors"
@@ -177,6 +174,8 @@ def cleaned(prompts: Sequence[str]) -> list[str]:
 
     It has ftfy do that, which also repairs text in a wrong encoding, ligatures and wide letters; that is not done.
     """
+    import html
+
     return [html.unescape(html.unescape(prompt)).translate(QUOTES).strip() for prompt in prompts]
 
 
@@ -186,4 +185,7 @@ def _open(folder: Path, file: str) -> tuple[Sizes, Weights]:
 
 
 def _published(folder: Path, file: str) -> dict[str, Tensor]:
+    from align3d.pretrained.legacy import read_legacy
+    from align3d.pretrained.openclip import renamed
+
     return renamed(read_legacy(folder / f"{file}.pt", "state_dict"))
