@@ -57,6 +57,14 @@ def test_reading_draws_nothing(folder):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_a_first_look_in_inference_mode_does_no_harm(folder):
+    with torch.inference_mode():
+        look(network(Clip(folder), "image", CPU), tiny_clip.numbers("pixels", 2, 3, 224, 224))
+    pixels = tiny_clip.numbers("pixels", 2, 3, 224, 224).requires_grad_()
+    look(network(Clip(folder), "image", CPU), pixels)[:, 0].sum().backward()
+    assert (pixels.grad.flatten(1).norm(dim=1) > 0).all()
+
+
 def test_an_image_half_alone_reads_no_texts(folder):
     state = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in state.items() if k.startswith("vi")}, folder / "model.safetensors")

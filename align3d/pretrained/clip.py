@@ -102,7 +102,7 @@ def network(clip: Clip, half: Half, device: torch.device) -> nn.Module:
     import torch
 
     sizes, weights = clip.opener(clip.folder)
-    with weights:
+    with torch.inference_mode(False), weights:  # what is read once is also used in training
         loaded = _empty(clip, sizes, weights)
         for name in ("text_model", "text_projection") if half == "image" else ("vision_model", "visual_projection"):
             if hasattr(loaded, name):
