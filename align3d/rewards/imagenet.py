@@ -128,9 +128,12 @@ def _run(images: Tensor, size: int, method: str) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def network(path: str, device: torch.device) -> EfficientNetLite0:
     """The classifier, read once for each file and device; frozen, float32."""
+    import torch
+
     from align3d.rewards.efficientnet import load
 
-    return load(path, device)
+    with torch.inference_mode(False):  # what is read once is also used in training
+        return load(path, device)
 
 
 def weights_path() -> str:
