@@ -39,6 +39,7 @@ LEANER = {  # option -> words that lower it, for a value that is not 1; at 1 it 
     "method.scenes": "--method.scenes 1",
     "method.chunk": "--method.chunk 1",
     "size": "--size {half}",
+    "offload": "--offload",
 }
 
 
@@ -158,9 +159,11 @@ def _out_of_memory(error: BaseException) -> bool:
 def leaner(parsed: Parsed | None) -> list[str]:
     """The flags with which a command would need less memory: those of LEANER that it has, and that are not at 1."""
     found = []
-    _, options, chosen = parsed or ("", None, {})
+    name, options, chosen = parsed or ("", None, {})
     for option, words in LEANER.items():
         part, _, field = option.rpartition(".")
+        if (field == "recompute" and name != "train") or (part == "model" and name == "embed"):
+            continue  # without gradients there is nothing to recompute; the text encoder is no denoiser
         value = getattr(chosen.get(part) if part else options, field, 1)
         if isinstance(value, int) and value != 1:
             twice = 2 * getattr(chosen.get(part), "accumulate", 1)

@@ -311,12 +311,29 @@ def show(facts: dict[str, Any], table: Sequence[dict[str, Any]]) -> None:
         print("the goal is about the full size on a GPU: this run says nothing of it")
 
 
+def device(size: str) -> str:
+    """Where to measure if nothing is said.
+
+    Raises:
+        SystemExit: If a full size should run without a GPU.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if size != "tiny":
+        raise SystemExit(
+            "torch sees no CUDA device; --size tiny runs on the CPU, --device cpu insists"
+        )
+    return "cpu"
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--variant", choices=list(MODELS), default="pas")
     parser.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: for the CPU, says nothing")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", help="cuda where there is one; else --size tiny runs on the CPU")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the denoiser")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--gradient-at", nargs="+", choices=list(KINDS), default=["estimate", "x0"], help="our rows")
@@ -343,6 +360,7 @@ def main(args: Sequence[str] | None = None) -> None:
     sizes, kinds, updates, out = (given.pop(name) for name in ("batch_sizes", "gradient_at", "updates", "out"))
     if min([*sizes, updates, given["sampled"]]) < 1:
         raise SystemExit("batch sizes, --updates and --sampled must be at least 1")
+    given["device"] = given["device"] or device(given["size"])
     setup = Setup(**given | {"objects": given["objects"] or max(sizes)})
     odd = [size for size in sizes if setup.objects % size]
     if odd:

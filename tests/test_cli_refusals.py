@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_checks import MINE, SAMPLE, SMALL, TRAIN, enter, refused
@@ -321,4 +322,7 @@ def test_a_published_generator_has_more_ways_to_need_less_memory():
     parts = {"model": DiffSplatPAS(), "method": Nabla(scenes=0)}
     assert leaner(("train", None, parts)) == ["--model.recompute", "--model.decode-rows 1", "--method.scenes 1"]
     assert leaner(("train", None, {"model": DiffSplatPAS(recompute=True, decode_rows=1)})) == []
+    assert leaner(("sample", None, parts)) == ["--model.decode-rows 1", "--method.scenes 1"]
+    assert leaner(("embed", SimpleNamespace(batch_size=4, offload=False), parts))[-1] == "--offload"
+    assert leaner(("embed", SimpleNamespace(batch_size=1, offload=True), {"model": DiffSplatPAS()})) == []
     assert leaner(None) == []

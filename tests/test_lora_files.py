@@ -35,7 +35,8 @@ def predicted(model):
 def test_there_and_back(trained, weights, tmp_path, capsys):
     model, mine = trained
     assert main(["adapter", str(mine), "--layout", "published", "--out", str(tmp_path / "theirs")]) == 0
-    assert "rank 2, alpha 4, " in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "rank 2, alpha 8, " in shown.out and "inference reads rank 8 alone" in shown.err
     theirs = load_file(tmp_path / "theirs" / PUBLISHED)
     assert all(key.startswith("unet.transformer_blocks.") and ".lora_" in key for key in theirs)
     assert json.loads((tmp_path / "theirs" / PUBLISHED_CONFIG).read_text())["lora_alpha"] == 8
@@ -108,3 +109,41 @@ def test_the_command_refuses_what_is_no_adapter_and_what_is_in_the_way(trained, 
     (trained[1] / PEFT).write_bytes(b"cut")
     assert main(["adapter", str(trained[1]), "--out", str(tmp_path / "y")]) == 2
     assert "is damaged" in capsys.readouterr().err and not (tmp_path / "y").exists()
+
+
+def test_a_folder_that_the_public_inference_has_been_in(trained, tmp_path):
+    """It writes the matrices beside the published file, under PEFT's name and without its configuration."""
+    _, mine = trained
+    assert main(["adapter", str(mine), "--layout", "published", "--out", str(tmp_path / "theirs")]) == 0
+    before = read(tmp_path / "theirs")
+    save_file({"anything": torch.ones(2)}, tmp_path / "theirs" / PEFT)
+    after = read(tmp_path / "theirs")
+    assert after.path.name == PUBLISHED and after.alpha == 8 and after.tensors.keys() == before.tensors.keys()
+    (tmp_path / "theirs" / PUBLISHED).unlink()
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json is missing, which belongs to the adapter"):
+        read(tmp_path / "theirs")
+
+
+def test_an_adapter_of_other_layers_or_rank_says_with_which_options_it_fits(weights, tmp_path):
+    """Embedded has no such option, the published generators have."""
+    from align3d.models.lora import Adapter
+
+    whole = Embedded(weights=weights, rank=2, alpha=8.0).load()
+    shake(whole)
+    whole.save_adapter(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"try --model\.rank 2"):
+        Embedded(weights=weights, adapter=tmp_path / "whole", rank=3, alpha=8.0).load()
+    with pytest.raises(ValueError, match=r"try --model\.layers all"):
+        Adapter(load_base(weights), 2, 8.0, targets=("to_q",)).load(tmp_path / "whole")
+    Adapter(load_base(weights), 2, 8.0, targets=("to_q",)).save(tmp_path / "few")
+    with pytest.raises(ValueError, match=r"try --model\.layers blocks"):
+        Embedded(weights=weights, adapter=tmp_path / "few", rank=2, alpha=8.0).load()
+
+
+def load_base(weights):
+    """The network without an adapter."""
+    from diffusers import PixArtTransformer2DModel
+
+    from align3d.weights import load_part
+
+    return load_part(PixArtTransformer2DModel, weights / "transformer")

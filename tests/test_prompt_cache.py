@@ -391,6 +391,7 @@ def test_the_command_writes_what_a_model_reads(here, capsys):
         (b"", "has no prompts"),
         (b"# nothing\n\n", "has no prompts"),
         (b"caf\xe9\n", "not UTF-8"),
+        (b"a red\0mug\n", "has NUL bytes in it"),
         (b"x" * 10_000, "has 10000 characters, at most 2000"),
     ],
 )

@@ -118,6 +118,18 @@ def test_what_is_missing_or_wrong_is_refused(here, capsys):
     )
 
 
+def test_rank_and_alpha_are_those_of_the_adapter_that_is_started_from(here, capsys, monkeypatch):
+    monkeypatch.setattr(published.Published, "texts", lambda self, device, config: words("sd15"))
+    first = ["train", "--model", "diffsplat-sd15", "--weights", str(here), "--reward", "dnc", *SMALL, "--device", "cpu"]
+    assert main([*first, "--model.rank", "3", "--model.layers", "all", "--model.alpha", "5"]) == 0
+    again = ["train", "refl-dnc-diffsplat-sd15", "--weights", str(here), *SMALL, "--device", "cpu", "--out", "again"]
+    assert main([*again, "--keep-above", "None", "--model.adapter", "run"]) == 0, capsys.readouterr().err
+    model = json.loads(Path("again/config.json").read_text())["config"]["model"]
+    assert (model["rank"], model["alpha"], model["guidance"]) == (3, 5.0, 7.5)
+    capsys.readouterr()
+    assert "none holds no adapter" in refused(capsys, [*again, "--out", "third", "--model.adapter", "none"])
+
+
 def test_another_model_keeps_its_own_options(here, capsys):
     """Settings are of the part that they are written for."""
     write_texts(Path("text"), {"": "t5"})

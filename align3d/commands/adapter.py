@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,10 +22,16 @@ class AdapterCommand:
 def run(options: AdapterCommand) -> None:
     """Read, write, say what it is."""
     from align3d.checkpoint import occupied
-    from align3d.models.lora_files import read, write
+    from align3d.models.lora_files import PUBLISHED_RANK, read, write
 
     lora = read(options.adapter)
     if occupied(options.out, resume=False):
         raise FileExistsError(f"{options.out} is not empty; choose another --out")
-    write(lora, options.out, options.layout)
-    print(f"{options.out}  rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.modules)} layers")
+    alpha = write(lora, options.out, options.layout)
+    print(f"{options.out}  rank {lora.rank}, alpha {alpha:g}, {len(lora.modules)} layers")
+    if options.layout == "published" and lora.rank != PUBLISHED_RANK:
+        print(
+            f"align3d: warning: the public code's inference reads rank {PUBLISHED_RANK} alone, and this adapter has "
+            f"rank {lora.rank}; its training, and align3d, read it",
+            file=sys.stderr,
+        )

@@ -48,15 +48,19 @@ def run(options: Download) -> None:
     """Look up, say what it is, fetch."""
     from align3d.commands.flags import load_part, table
 
-    kind = next((kind for kind in ("model", "reward") if options.name in table(kind)), "model")
+    kinds = ("model", "reward")
+    kind = next((kind for kind in kinds if options.name in table(kind)), None)
+    if kind is None:
+        known = [n for k in kinds for n in table(k) if hasattr(load_part(k, n), "sources")]
+        raise ValueError(f"{options.name!r} is neither a model nor a reward to download; known: {', '.join(known)}")
     part = load_part(kind, options.name)
     sources = getattr(part, "sources", None)
     if sources is None:
         raise ValueError(f"{kind} {options.name!r} has nothing to download; `align3d list {kind}s` shows what there is")
     if options.what != "all" and options.what not in sources:
         raise ValueError(f"{kind} {options.name!r} has no {options.what} of its own; leave out --what")
-    kinds = sources if options.what == "all" else (options.what,)
-    asked = {repo: patterns for what in kinds for repo, patterns in sources[what].items()}
+    asked_for = sources if options.what == "all" else (options.what,)
+    asked = {repo: patterns for what in asked_for for repo, patterns in sources[what].items()}
     wanted = list(look_up(asked, options.out))
     for one in wanted:
         size = sum(one.files.values()) / 1e9

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import tyro
 
 from align3d import recipes
+from align3d.commands.earlier import model_of
 from align3d.commands.flags import value_of
 from align3d.commands.inputs import MAX_SEED, check_range, choose_prompts, load_model, read_prompts
 from align3d.commands.listed import listed
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
     from align3d.loop import Loop
     from align3d.scenes.cameras import CameraSampling
     from align3d.watch import Watch, Watching
+
+
+def told(args: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the arguments say by naming a recipe or an adapter to start from, as defaults.
+
+    Raises:
+        ValueError: If there is no such recipe, or a variant of none.
+    """
+    found = of_recipe(args)
+    path = value_of("--model.adapter", args)
+    if path is not None:
+        model = model_of(Path(path))
+        found["model"] = found.get("model", {}) | {name: model[name] for name in ("rank", "alpha") if name in model}
+    return found
 
 
 def of_recipe(args: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -77,7 +92,7 @@ class Train:
         "watch": "align3d.watch:Watch",
     }
     first: ClassVar[str] = "--recipe"
-    defaults: ClassVar[Any] = staticmethod(of_recipe)
+    defaults: ClassVar[Any] = staticmethod(told)
     shorthands: ClassVar[dict[str, str]] = {
         "--weights": "--model.weights",
         "--seed": "--loop.seed",
@@ -142,11 +157,11 @@ def run(
     if distributed.rank() == 0:
         report(options.out)
         if watching is not None:
-            told(watching, rows, loop.updates)
+            ended(watching, rows, loop.updates)
         print(f"{rows[-1]['step']} updates done: open {options.out / 'report.html'}", flush=True)
 
 
-def told(watching: Watching, rows: list[dict[str, Any]], updates: int) -> None:
+def ended(watching: Watching, rows: list[dict[str, Any]], updates: int) -> None:
     """Say on standard error why the run has ended, if a condition did it, and where its best adapter is."""
     from align3d.watch import best
 

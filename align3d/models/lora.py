@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from align3d.models.lora_files import LoraFile
+
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # attention and feed-forward of all blocks
 
 
@@ -107,7 +109,7 @@ class Adapter:
         if wrong:
             raise ValueError(
                 f"{lora.path} does not fit this model at rank {self.config.r}: {len(wrong)} names or shapes differ, "
-                f"first {wrong[0]}; use the model and rank that it was trained with"
+                f"first {wrong[0]}; {self.advice(lora)}"
             )
         if lora.alpha != self.config.lora_alpha:  # the shapes would not show it, but the update would have another size
             raise ValueError(
@@ -117,3 +119,14 @@ class Adapter:
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(lora.tensors[name])
+
+    def advice(self, lora: LoraFile) -> str:
+        """What to do about an adapter that does not fit: the options that it was trained with, as far as it shows."""
+        flags = [] if lora.rank == self.config.r else [f"--model.rank {lora.rank}"]
+        own = {name.rpartition(".lora_")[0] for name, _ in self.named_parameters()}
+        more, fewer = set(lora.modules) - own, own - set(lora.modules)
+        if more and not fewer and more <= {name for name, _ in self.network.named_modules()}:
+            flags.append("--model.layers all")
+        elif fewer and not more:
+            flags.append("--model.layers blocks")
+        return f"try {' '.join(flags)}" if flags else "use the model and rank that it was trained with"

@@ -4,7 +4,8 @@
     published   pytorch_lora_weights.safetensors, keys unet.MODULE.lora_A.weight ("unet" whatever the network is);
                 alpha is 8 whatever the rank, and stands in lora_config/adapter_config.json, or nowhere
 
-The update of a layer is alpha / rank * B A.
+The update of a layer is alpha / rank * B A. The public inference leaves an adapter_model.safetensors of its own beside
+the published file, without its configuration; it is passed over.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 PEFT, PEFT_CONFIG, PEFT_PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."
 PUBLISHED, PUBLISHED_CONFIG = "pytorch_lora_weights.safetensors", "lora_config/adapter_config.json"
 PUBLISHED_PREFIX, PUBLISHED_ALPHA = "unet.", 8.0
+PUBLISHED_RANK = 8  # that the public inference can read; its training reads any
 SHARED = {"bias": "none", "peft_type": "LORA", "lora_dropout": 0.0}  # of every configuration that is written
 
 
@@ -54,7 +56,8 @@ def adapter_folder(path: Path) -> Path:
 
 def adapter_file(folder: Path) -> Path | None:
     """The file of the matrices in an adapter's folder."""
-    return next((folder / name for name in (PEFT, PUBLISHED) if (folder / name).is_file()), None)
+    names = (PEFT, PUBLISHED) if (folder / PEFT_CONFIG).is_file() else (PUBLISHED, PEFT)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def settings(folder: Path) -> tuple[Any, Any]:
@@ -64,7 +67,7 @@ def settings(folder: Path) -> tuple[Any, Any]:
         FileNotFoundError: If PEFT's configuration is missing.
         ValueError: If it is damaged.
     """
-    published = not (folder / PEFT).is_file()
+    published = adapter_file(folder) != folder / PEFT
     config = folder / (PUBLISHED_CONFIG if published else PEFT_CONFIG)
     if published and not config.is_file():
         return rank_of(folder / PUBLISHED), PUBLISHED_ALPHA
@@ -128,7 +131,7 @@ def read(folder: Path) -> LoraFile:
     return LoraFile(path, tensors, ranks.pop(), float(alpha))
 
 
-def write(lora: LoraFile, folder: Path, layout: str) -> None:
+def write(lora: LoraFile, folder: Path, layout: str) -> float:
     """Write an adapter in either layout; whole, or not at all.
 
     Args:
@@ -136,6 +139,9 @@ def write(lora: LoraFile, folder: Path, layout: str) -> None:
         folder: Where to; made here.
         layout: "peft" or "published". Where the latter has another alpha than 8, its B matrices are scaled, so that
             the update stays the same.
+
+    Returns:
+        The alpha that was written.
     """
     from safetensors.torch import save
 
@@ -154,3 +160,4 @@ def write(lora: LoraFile, folder: Path, layout: str) -> None:
     (folder / config).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / config, json.dumps(values, indent=2, sort_keys=True) + "\n")
     atomic_write(folder / file, save({key: tensor.contiguous() for key, tensor in tensors.items()}))  # last: it counts
+    return alpha
