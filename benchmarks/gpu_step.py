@@ -322,9 +322,7 @@ def device(size: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     if size != "tiny":
-        raise SystemExit(
-            "torch sees no CUDA device; --size tiny runs on the CPU, --device cpu insists"
-        )
+        raise SystemExit("torch sees no CUDA device; --size tiny runs on the CPU, --device cpu insists")
     return "cpu"
 
 
