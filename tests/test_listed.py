@@ -58,3 +58,12 @@ def test_commands_take_them(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     said = refused(capsys, [*SAMPLE, "--out", "new", "--prompt", "a red cube", "--rewards", "dnc(alpha=7)"])
     assert "reward dnc(alpha=7): alpha must be in [0, 1), got 7.0" in said
+
+
+def test_an_evaluation_may_go_on_with_options_that_change_no_number():
+    from align3d.commands.judging import told
+
+    slow, quick = (listed("reward", [f"vlm-judge(model=m, timeout={s})"])["vlm-judge"].part for s in (9, 90))
+    other = listed("reward", ["vlm-judge(model=m, mark=geometry)"])["vlm-judge"].part
+    assert told("vlm-judge", slow) == told("vlm-judge", quick) != told("vlm-judge", other)
+    assert {"name", "model", "mark", "size"} == told("vlm-judge", slow).keys()

@@ -123,9 +123,14 @@ def plan(options: Measuring, names: dict[str, str], model: Any, features: Any, c
 
 
 def told(name: str, part: Any) -> dict[str, Any]:
-    """A part's name and options, those that are the same in every process: an object's text may hold its address."""
+    """A part's name and options, those that its numbers depend on and that are the same in every process.
+
+    An object's text may hold its address. `incidental`, a set of names, says which options change no number.
+    """
     kept = (type(None), bool, int, float, str, Path, tuple, list, set, frozenset)
-    return {key: value for key, value in described(part, name).items() if isinstance(value, kept)}
+    incidental = getattr(part, "incidental", ())
+    own = described(part, name).items()
+    return {key: value for key, value in own if isinstance(value, kept) and key not in incidental}
 
 
 def enough(prompts: int, seeds: int, views: int, network: FeatureNetwork, name: str) -> None:

@@ -77,6 +77,9 @@ class VLMJudge:
 
     differentiable: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"rgb"})
+    incidental: ClassVar[frozenset[str]] = frozenset(  # an evaluation goes on with others of these
+        {"concurrency", "timeout", "retries", "patience", "cache", "input_price", "output_price"}
+    )
 
     def __post_init__(self) -> None:
         for name, least, most in (("size", 16, MAX_SIZE), ("concurrency", 1, 64), ("retries", 0, 100)):
