@@ -66,7 +66,7 @@ class Target:
     beta: tuple[float, float]
     drift: float  # weight of the trust region, the same in both
     rate: float  # released learning rate; 1e-4 in the paper, for all
-    accumulate: int  # released; times 4 samples, per process
+    samples: int  # of an update, per process
     seed: int
     precision: str = "bfloat16"
     softmax: str = "float32"
@@ -78,17 +78,42 @@ PUBLISHED_DNC: Settings = {"name": "dnc", "alpha": 0.5, "neighbours": False, "de
 NORMAL: Settings = {"name": "normal", "context": "inference", "precision": "float16"}
 TARGETS = {
     "aesthetic": Target(
-        "LAION aesthetic score",
-        ({"name": "aesthetic"}, {"name": "aesthetic"}),
-        *((2e6, 2e6), 3e3, 3e-4, 4, 1),
+        title="LAION aesthetic score",
+        reward=({"name": "aesthetic"}, {"name": "aesthetic"}),
+        beta=(2e6, 2e6),
+        drift=3e3,
+        rate=3e-4,
+        samples=4,
+        seed=1,
         softmax="network",
     ),
-    "hpsv2": Target("human preference score", ({"name": "hpsv2"}, {"name": "hpsv2.1"}), (1e7, 5e7), 5e3, 1e-4, 8, 1),
-    "normal": Target("agreement with estimated normals", (NORMAL, NORMAL), (1e6, 1e6), 1e4, 5e-4, 8, 0, jitter=30.0),
+    "hpsv2": Target(
+        title="human preference score",
+        reward=({"name": "hpsv2"}, {"name": "hpsv2.1"}),
+        beta=(1e7, 5e7),
+        drift=5e3,
+        rate=1e-4,
+        samples=8,
+        seed=1,
+    ),
+    "normal": Target(
+        title="agreement with estimated normals",
+        reward=(NORMAL, NORMAL),
+        beta=(1e6, 1e6),
+        drift=1e4,
+        rate=5e-4,
+        samples=8,
+        seed=0,
+        jitter=30.0,
+    ),
     "dnc": Target(
-        "agreement of normals and depth",
-        (PUBLISHED_DNC, PUBLISHED_DNC | {"fov": 40.0}),
-        *((1e6, 5e5), 1e4, 5e-4, 8, 0),
+        title="agreement of normals and depth",
+        reward=(PUBLISHED_DNC, PUBLISHED_DNC | {"fov": 40.0}),
+        beta=(1e6, 5e5),
+        drift=1e4,
+        rate=5e-4,
+        samples=8,
+        seed=0,
         precision="float32",
         keep_above=0.849,
     ),
@@ -164,7 +189,7 @@ def get(name: str, variant: str = "paper") -> Recipe:
             "softmax": target.softmax,
         },
         "method": method(target, paper),
-        "reward": target.reward[0 if paper else 1],
+        "reward": dict(target.reward[0 if paper else 1]),
         "loop": loop(target, paper, GROUP if run == "ddpo" else 1),
         "cameras": cameras(target, paper),
     }
@@ -176,13 +201,12 @@ def get(name: str, variant: str = "paper") -> Recipe:
 
 def loop(target: Target, paper: bool, group: int) -> Settings:
     """AdamW at a constant rate; 100 epochs of 16 samples per process, saved every 5."""
-    accumulate = target.accumulate // BATCH
-    updates = 100 * 16 // target.accumulate
+    updates = 100 * 16 // target.samples
     return {
         "updates": updates,
         "batch_size": BATCH,
         "group": group,
-        "accumulate": accumulate,
+        "accumulate": target.samples // BATCH,
         "learning_rate": 1e-4 if paper else target.rate,
         "betas": (0.9, 0.999),
         "weight_decay": 1e-4,

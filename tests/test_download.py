@@ -84,7 +84,9 @@ def test_only_what_is_needed_is_fetched_to_where_the_model_looks(hub, capsys):
 class Answer(io.BytesIO):
     """Of a web server."""
 
-    headers = {"Content-Length": "3714759"}  # noqa: RUF012
+    def __init__(self, data, told=None):
+        super().__init__(data)
+        self.headers = {"Content-Length": str(len(data) if told is None else told)}
 
 
 def test_a_reward_of_two_places(hub, capsys, monkeypatch):
@@ -103,6 +105,19 @@ def test_a_reward_of_two_places(hub, capsys, monkeypatch):
     assert "--reward aesthetic --reward.weights files" in capsys.readouterr().out
     asked.clear()
     assert main(["download", "aesthetic", "--out", "files", "--yes"]) == 0 and len(asked) == 1  # for its size
+
+
+def test_a_file_that_ends_early_is_not_kept(hub, capsys, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda what, timeout: Answer(b"numbers", told=1000))
+    assert main(["download", "aesthetic", "--out", "files", "--yes"]) == 2
+    assert "came with 7 bytes, expected 1000; try again" in capsys.readouterr().err
+    assert not list(Path("files").glob("*.pth"))
+
+
+def test_two_uses_of_one_repository(hub, capsys, monkeypatch):
+    sources = {what: {"xswu/HPSv2": (pattern,)} for what, pattern in (("weights", "*v2.1*"), ("text", "*v2_c*"))}
+    monkeypatch.setattr(DiffSplatPAS, "sources", sources)
+    assert main(["download", "diffsplat-pas", "--out", "files", "--yes"]) == 0 and len(hub) == 2
 
 
 def test_a_reward_in_another_format_is_converted(hub, capsys, monkeypatch):

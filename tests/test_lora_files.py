@@ -105,7 +105,7 @@ def test_the_command_refuses_what_is_no_adapter_and_what_is_in_the_way(trained, 
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     assert main(["adapter", str(trained[1]), "--out", str(tmp_path / "full")]) == 2
-    assert "full holds files" in capsys.readouterr().err
+    assert "full is not empty" in capsys.readouterr().err
     (trained[1] / PEFT).write_bytes(b"cut")
     assert main(["adapter", str(trained[1]), "--out", str(tmp_path / "y")]) == 2
     assert "is damaged" in capsys.readouterr().err and not (tmp_path / "y").exists()

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from tiny_published import FAMILIES, write_published
+from tiny_published import FAMILIES, tiny_network, write_published
 
 from align3d.diffusion.sampler import rollout, sampling_times
 from align3d.models import published
@@ -45,6 +45,7 @@ def load(roots, monkeypatch):
 
     def make(family, **options):
         monkeypatch.setattr(published.Published, "texts", lambda self, device, config: words(family))
+        monkeypatch.setattr(published.Published, "need_text", lambda self: None)
         options = {"weights": roots[family], "precision": "float32", "steps": 2, "rank": 2} | options
         return MODELS[family](**options).load()
 
@@ -165,10 +166,18 @@ def no_vae(root):
 )
 def test_what_does_not_fit_is_named(roots, tmp_path, monkeypatch, harm, message):
     monkeypatch.setattr(published.Published, "texts", lambda self, device, config: words("pas"))
+    monkeypatch.setattr(published.Published, "need_text", lambda self: None)
     root = shutil.copytree(roots["pas"], tmp_path / "root")
     harm(root)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         DiffSplatPAS(weights=root).load()
+
+
+def test_a_denoiser_that_sees_a_picture_is_refused(load):
+    model = load("pas")
+    network = tiny_network("pas", in_channels=11)
+    with pytest.raises(ValueError, match="has 11 input channels, expected 10: latents and rays"):
+        model.options.assemble(network, model.codec, words("pas"))
 
 
 def test_what_is_not_given_is_asked_for(roots, tmp_path):

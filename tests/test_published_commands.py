@@ -112,6 +112,8 @@ def test_bad_input_is_refused(here, capsys):
     assert "no folder" in refused(capsys, sample)
     Path("long.txt").write_text("a" * 10_000)
     assert "10000 characters" in refused(capsys, [*embed(here, "more"), "--prompts", "long.txt"])
+    cleaned = ["train", *cached, "--model.clean-caption", *TRAIN, "--out", "run"]
+    assert "clean False instead of True" in refused(capsys, cleaned)
     index = json.loads(Path("cache/cache.json").read_text())
     index["encoder"]["width"] = 4096
     Path("cache/cache.json").write_text(json.dumps(index))

@@ -60,6 +60,8 @@ def test_every_part_can_be_made_as_it_is_written(name, variant):
 def test_parts_take_options_of_the_caller():
     recipe = recipes.get("draft-dnc-diffsplat-sd15", "released")
     assert recipe.part("model", weights=Path("w"), guidance=1.0).guidance == 1.0
+    recipe.settings["reward"]["alpha"] = 0.1
+    assert recipes.get("draft-dnc-diffsplat-sd15", "released").settings["reward"]["alpha"] == 0.5
     with pytest.raises(ValueError, match="did you mean refl-dnc-diffsplat-pas"):
         recipes.get("refl-dnc-diffsplat-pass")
     with pytest.raises(ValueError, match="variants paper and released, got 'arxiv'"):
@@ -92,6 +94,7 @@ SMALL += ["--loop.batch-size", "2", "--loop.accumulate", "1", "--prompts", "prom
 @pytest.mark.parametrize("name", ["nabla-r2d3-dnc-diffsplat-sd15", "ddpo-dnc-diffsplat-sd15"])
 def test_a_recipe_trains(here, capsys, monkeypatch, name):
     monkeypatch.setattr(published.Published, "texts", lambda self, device, config: words("sd15"))
+    monkeypatch.setattr(published.Published, "need_text", lambda self: None)
     group = ["--loop.group", "2"] if name.startswith("ddpo") else []
     args = ["train", name, "--variant", "released", "--weights", str(here), *SMALL, *group, "--device", "cpu"]
     assert main([*args, "--prompt-rewards", "rewards.jsonl"]) == 0, capsys.readouterr().err
@@ -120,6 +123,7 @@ def test_what_is_missing_or_wrong_is_refused(here, capsys):
 
 def test_rank_and_alpha_are_those_of_the_adapter_that_is_started_from(here, capsys, monkeypatch):
     monkeypatch.setattr(published.Published, "texts", lambda self, device, config: words("sd15"))
+    monkeypatch.setattr(published.Published, "need_text", lambda self: None)
     first = ["train", "--model", "diffsplat-sd15", "--weights", str(here), "--reward", "dnc", *SMALL, "--device", "cpu"]
     assert main([*first, "--model.rank", "3", "--model.layers", "all", "--model.alpha", "5"]) == 0
     again = ["train", "refl-dnc-diffsplat-sd15", "--weights", str(here), *SMALL, "--device", "cpu", "--out", "again"]
@@ -127,7 +131,8 @@ def test_rank_and_alpha_are_those_of_the_adapter_that_is_started_from(here, caps
     model = json.loads(Path("again/config.json").read_text())["config"]["model"]
     assert (model["rank"], model["alpha"], model["guidance"]) == (3, 5.0, 7.5)
     capsys.readouterr()
-    assert "none holds no adapter" in refused(capsys, [*again, "--out", "third", "--model.adapter", "none"])
+    third = [*again, "--keep-above", "None", "--out", "third", "--model.adapter", "none"]
+    assert "none holds no adapter" in refused(capsys, third)
 
 
 def test_another_model_keeps_its_own_options(here, capsys):

@@ -163,15 +163,15 @@ def published_config(family: str) -> dict[str, Any]:
     return dict(sorted((FAMILIES[family].config | VIEWS | MOVING_AVERAGE).items()))
 
 
-def tiny_network(family: str) -> torch.nn.Module:
-    """A stock network of that configuration, without views joined."""
+def tiny_network(family: str, **options: Any) -> torch.nn.Module:
+    """A stock network of that configuration, with other options, without views joined."""
     import diffusers
 
     from align3d.models.nets import denoisers
 
     stock = getattr(diffusers, getattr(denoisers, FAMILIES[family].denoiser).stock)
     with torch.random.fork_rng(devices=[]):
-        return randomised(stock.from_config(denoisers.stock_config(FAMILIES[family].config)))
+        return randomised(stock.from_config(denoisers.stock_config(FAMILIES[family].config | options)))
 
 
 def tiny_gs_vae(family: str, **options: Any) -> torch.nn.Module:

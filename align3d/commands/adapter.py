@@ -21,12 +21,11 @@ class AdapterCommand:
 
 def run(options: AdapterCommand) -> None:
     """Read, write, say what it is."""
-    from align3d.checkpoint import occupied
+    from align3d.commands.inputs import new_folder
     from align3d.models.lora_files import PUBLISHED_RANK, read, write
 
     lora = read(options.adapter)
-    if occupied(options.out, resume=False):
-        raise FileExistsError(f"{options.out} is not empty; choose another --out")
+    new_folder(options.out)
     alpha = write(lora, options.out, options.layout)
     print(f"{options.out}  rank {lora.rank}, alpha {alpha:g}, {len(lora.modules)} layers")
     if options.layout == "published" and lora.rank != PUBLISHED_RANK:

@@ -60,7 +60,9 @@ def run(options: Download) -> None:
     if options.what != "all" and options.what not in sources:
         raise ValueError(f"{kind} {options.name!r} has no {options.what} of its own; leave out --what")
     asked_for = sources if options.what == "all" else (options.what,)
-    asked = {repo: patterns for what in asked_for for repo, patterns in sources[what].items()}
+    asked: dict[str, tuple[str, ...]] = {}
+    for repo, patterns in (item for what in asked_for for item in sources[what].items()):
+        asked[repo] = (*asked.get(repo, ()), *patterns)
     wanted = list(look_up(asked, options.out))
     for one in wanted:
         size = sum(one.files.values()) / 1e9
@@ -74,7 +76,8 @@ def run(options: Download) -> None:
             fetch(one.repo, path, options.out, asked)
     if (made := getattr(part, "convert", lambda _: None)(options.out)) is not None:
         print(f"converted: {made}; the file that it was made of is needed no more", flush=True)
-    print(f"written: {options.out}; use it as --{kind} {options.name} --{kind}.weights {options.out}", flush=True)
+    flag = "text" if options.what == "text" else "weights"
+    print(f"written: {options.out}; use it as --{kind} {options.name} --{kind}.{flag} {options.out}", flush=True)
 
 
 def look_up(asked: dict[str, Sequence[str]], out: Path) -> Iterator[Wanted]:
@@ -161,7 +164,9 @@ def _fetch_raw(repo: str, path: str, out: Path) -> None:
     if (out / path).is_file():
         return
     with urlopen(_raw(repo, path), timeout=TIMEOUT) as answer:
-        data = answer.read(MAX_RAW)
+        data, told = answer.read(MAX_RAW + 1), answer.headers.get("Content-Length")
+    if len(data) > MAX_RAW or (told is not None and len(data) != int(told)):  # a body that ends early is no error there
+        raise ValueError(f"{path} came with {len(data)} bytes, expected {told or f'{MAX_RAW} at most'}; try again")
     with replacing(out / path) as temporary:
         temporary.write_bytes(data)
 

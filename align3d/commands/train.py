@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from dataclasses import asdict, dataclass
@@ -34,8 +35,8 @@ def told(args: Sequence[str]) -> dict[str, dict[str, Any]]:
     """
     found = of_recipe(args)
     path = value_of("--model.adapter", args)
-    if path is not None:
-        model = model_of(Path(path))
+    with contextlib.suppress(FileNotFoundError):  # of another kind, or not there, which the model says when it loads it
+        model = model_of(Path(path)) if path is not None else {}
         found["model"] = found.get("model", {}) | {name: model[name] for name in ("rank", "alpha") if name in model}
     return found
 

@@ -114,6 +114,7 @@ class Published:
         from align3d.models.nets import denoisers
 
         root, kind = self.root(), getattr(denoisers, self.denoiser)
+        self.need_text()
         codec = self.load_codec(newest(root / self.codec))
         network = self.load_network(kind, newest(root / self.run) / kind.folder, device)
         return self.assemble(network, codec, self.texts(device, network.config), device)
@@ -139,6 +140,12 @@ class Published:
         from align3d.models.splat_maps import SplatMaps
         from align3d.scenes.cameras import orbit, to_device
 
+        expected = codec.config.latent_channels + denoisers.PLUCKER
+        if network.config.in_channels != expected:
+            raise ValueError(
+                f"the denoiser has {network.config.in_channels} input channels, expected {expected}: latents and rays; "
+                f"variants that see a picture are not supported"
+            )
         schedule = self.schedule()
         label = {} if self.prediction == "flow" else {"label": schedule.index}
         denoiser = getattr(denoisers, self.denoiser)(network, VIEWS, softmax=self.softmax, **label)
@@ -195,16 +202,28 @@ class Published:
         """
         from align3d.models.prompt_cache import open_cache
 
+        self.need_text()
         if self.cache is not None:
             expect = {"encoder": self.encoder, "width": config[self.width]}
             expect["pooled"] = config.get("pooled_projection_dim", 0)
-            return open_cache(self.cache, expect, device)
-        if self.text_folder() is None:
+            return open_cache(self.cache, expect | self.text_options(), device)
+        return self.text_source(device)
+
+    def need_text(self) -> None:
+        """Refuse to go on without a source of texts, before anything large is read.
+
+        Raises:
+            ValueError: If there is neither a cache nor an encoder.
+        """
+        if self.cache is None and self.text_folder() is None:
             raise ValueError(
                 "the model needs texts: give --model.cache, a folder that `align3d embed` wrote, or --model.text, the "
                 "folder of the published text encoder"
             )
-        return self.text_source(device)
+
+    def text_options(self) -> dict[str, Any]:
+        """What a cache's texts must have been made with, beyond the encoder."""
+        return {}
 
     def load_network(self, kind: Any, folder: Path, device: str) -> nn.Module:
         """The denoiser's network in its precision."""
@@ -279,6 +298,10 @@ class DiffSplatPAS(Published):
         from align3d.diffusion.schedule import DiscreteVP
 
         return DiscreteVP(spacing=self.spacing)
+
+    def text_options(self) -> dict[str, Any]:
+        """Whether captions were cleaned."""
+        return {"clean": self.clean_caption}
 
     def read_text(self, folder: Path, device: str, precision: Any, offload: bool) -> TextSource:
         """T5-XXL."""
