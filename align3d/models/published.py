@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = "chenguolin/DiffSplat"
 SOURCE = f"the files of huggingface.co/{REPOSITORY}, as they lie there"
-VIEWS = 4  # splat maps of an object
-AZIMUTHS, ELEVATION = (0.0, 90.0, 180.0, 270.0), 10.0  # degrees, of the views that the maps belong to
+VIEWS = 4  # splat maps of an object, seen by the canonical cameras
 LAYERS = {  # what is adapted -> ends of the names of layers
     "blocks": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
     "all": (
@@ -138,7 +137,7 @@ class Published:
         from align3d.models.lora import Adapter
         from align3d.models.nets import denoisers
         from align3d.models.splat_maps import SplatMaps
-        from align3d.scenes.cameras import orbit, to_device
+        from align3d.scenes.cameras import canonical, to_device
 
         expected = codec.config.latent_channels + denoisers.PLUCKER
         if network.config.in_channels != expected:
@@ -159,9 +158,8 @@ class Published:
         for part in (network, codec):  # last, so that the adapter starts from the same numbers everywhere
             part.to(device)
         side, channels = network.config.sample_size, codec.config.latent_channels
-        azimuth, pixels = torch.tensor([AZIMUTHS]), side * codec.factor
-        cameras = orbit(azimuth, torch.full_like(azimuth, ELEVATION), height=pixels, width=pixels)
-        cameras = to_device(cameras, torch.zeros((), device=device))
+        pixels = side * codec.factor
+        cameras = to_device(canonical(1, pixels, pixels), torch.zeros((), device=device))
         rays = plucker_rays_published if self.rays == "published" else plucker_rays
         return DiffSplat(
             denoiser=denoiser,
