@@ -1,19 +1,25 @@
-"""Files that appear whole or not at all: temporary name, fsync, rename. And folders that one process has for itself."""
+"""Files that appear whole or not at all: temporary name, fsync, rename. And folders that one process has for itself.
+
+Reading is here too where others wrote the file: JSON and lines of text, of a bounded size.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TEMPORARY = ".tmp-"  # how the name of everything unfinished begins; the next start of a run removes it
 LOCK = ".lock"  # in a folder that a process has for itself; means nothing once that process has ended
+MAX_JSON = 1 << 20  # bytes of a configuration that is read; more is some other file
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # the disk's failures, not the caller's
 
 
@@ -161,3 +167,49 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """
     with replacing(path) as temp:
         temp.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
+    """The object in a JSON file that others wrote.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have; no more are read.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is larger, or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise ValueError(f"it has more than {most} bytes")
+        value = json.loads(data)
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+    return value
+
+
+def read_lines(path: Path, most: int) -> list[str]:
+    """The lines of a UTF-8 text file; they end with a newline, a carriage return or both, and with nothing else.
+
+    A mark of the byte order at the beginning is left out.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        ValueError: If it is larger, or no UTF-8.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"{path} has {size} bytes, more than a prompt file may have ({most})")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    return [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]

@@ -15,7 +15,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from align3d import distributed
-from align3d.files import LOCK, TEMPORARY, atomic_write, locked, replacing
+from align3d.files import LOCK, TEMPORARY, atomic_write, locked, read_lines, replacing
 from align3d.models.prompt_cache import ABOUT, FORMAT, INDEX, Mapped, PromptCache, hash_of, read_about, shard_name
 from align3d.models.text import Text, check_lengths
 
@@ -74,7 +74,8 @@ def embed(
     check_lengths(prompts)
     plan = order(prompts)
     parts = [plan[i : i + shard] for i in range(0, len(plan), shard)]
-    about = {"format": FORMAT, "encoder": describe(source, precision), "prompts": digest(plan)}
+    encoder = distributed.gather(distributed.on_first(lambda: describe(source, precision)))[0]  # hashes many GB
+    about = {"format": FORMAT, "encoder": encoder, "prompts": digest(plan)}
     about |= {"count": len(plan), "shard": shard, "shards": len(parts)}
     with contextlib.ExitStack() as stack:
         distributed.on_first(lambda: stack.enter_context(claimed(out, about)))
@@ -194,9 +195,9 @@ def write_shard(
         text = checked(source(some), some, encoder)
         for i in range(len(some)):
             counts.append(int(text.keep[i].sum()))
-            states.append(text.states[i, : counts[-1]].to("cpu", dtype))
+            states.append(text.states[i, : counts[-1]].to("cpu", dtype, copy=True))  # a view would hold the batch
             if text.pooled is not None:
-                pooled.append(text.pooled[i].to("cpu", dtype))
+                pooled.append(text.pooled[i].to("cpu", dtype, copy=True))
             checks.append(zlib.crc32(raw(pooled[-1]) if pooled else b"", zlib.crc32(raw(states[-1]))))
     texts, ends = packed(prompts)
     tensors = {"states": torch.cat(states), "texts": texts, "text_ends": ends}
@@ -331,13 +332,10 @@ def _npy(path: Path, count: int) -> list[float]:
 def _jsonl(path: Path) -> dict[str, list[float]]:
     """Prompt -> the numbers of its rows."""
     found: dict[str, list[float]] = {}
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-            if line.strip():
-                prompt, value = _row(line, f"{path}, line {number}")
-                found.setdefault(prompt, []).append(value)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for number, line in enumerate(read_lines(path, MAX_BYTES), start=1):
+        if line.strip():
+            prompt, value = _row(line, f"{path}, line {number}")
+            found.setdefault(prompt, []).append(value)
     return found
 
 

@@ -6,10 +6,12 @@ asked for, and a key too many or too few is an error.
 
 from __future__ import annotations
 
-import json
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from align3d.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +24,9 @@ WEIGHTS = "diffusion_pytorch_model"  # name of the files of a diffusers network
 MAX_SIDE, MAX_SIZE = 1024, 1 << 20  # of a picture, of anything else in a network's config.json; more is damage
 MAX_INDEX = 1 << 25  # bytes of a list of shards
 NAMED = 3  # wrong keys that an error names
+KINDS = {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}  # of numbers
+
+_patching = threading.RLock()  # whoever has it may change how modules take parameters
 
 
 class NotItsWeights(Exception):
@@ -54,11 +59,8 @@ class Weights:
             require_file(file)
             return cls({"": file})
         try:
-            if index.stat().st_size > MAX_INDEX:
-                raise ValueError("too large")
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = {key: str(value) for key, value in places.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            names = {key: str(value) for key, value in read_json(index, MAX_INDEX)["weight_map"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is damaged ({error}); copy it again") from error
         for shard in set(names.values()):
             if "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
@@ -98,7 +100,7 @@ class Weights:
         """One tensor, in the type of its file.
 
         Raises:
-            ValueError: If it has NaN or infinity in it, or the file is damaged.
+            ValueError: If it has NaN or infinity in it or numbers of 8 bits or less, or the file is damaged.
         """
         from safetensors import SafetensorError
 
@@ -107,9 +109,21 @@ class Weights:
             value = self._open[key].get_tensor(key) if self.held is None else self.held[key]
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); copy it again") from error
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ValueError(f"{path} is damaged, {key} has NaN or infinity in it; copy it again")
+        require_numbers(path, key, value)
         return value
+
+
+def require_numbers(path: Path, key: str, value: Tensor) -> None:
+    """Refuse a tensor of a file that has NaN or infinity in it, or numbers of a type that networks are not kept in.
+
+    Raises:
+        ValueError: Names the tensor.
+    """
+    kind = str(value.dtype).removeprefix("torch.")
+    if kind not in KINDS:
+        raise ValueError(f"{path}: {key} has numbers of type {kind}; float32, float16 or bfloat16 can be read")
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise ValueError(f"{path} is damaged, {key} has NaN or infinity in it; copy it again")
 
 
 def require_file(path: Path) -> None:
@@ -167,9 +181,7 @@ def _unread(network_class: type, folder: Path, config: Callable[..., dict[str, A
     require_file(file)
     weights = Weights.find(folder)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("config.json holds no object")
+        values = read_json(file)
         with weights:
             yield build(network_class, config(values), weights.shapes), weights
     except NotItsWeights as error:
@@ -210,7 +222,7 @@ def build(network_class: type, values: dict[str, Any], have: Mapping[str, tuple[
     values = {key: value for key, value in values.items() if key in known}
     for key, value in values.items():
         for size in value if isinstance(value, list) else [value]:
-            most = len(have) if key.endswith("layers") else MAX_SIDE if key == "sample_size" else MAX_SIZE
+            most = len(have) if "layers" in key else MAX_SIDE if key == "sample_size" else MAX_SIZE
             if isinstance(size, (int, float)) and not 0 <= size <= most:
                 raise ValueError(f"config.json has {key} {size}, expected 0 to {most}")
     try:
@@ -243,18 +255,22 @@ def require_keys(network: nn.Module, have: Mapping[str, tuple[int, ...]], prefix
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Within, new modules have parameters without memory; their buffers, which files may lack, are real."""
+    """Within, this thread's new modules have parameters without memory; buffers, which files may lack, are real.
+
+    One thread at a time; those that come meanwhile wait.
+    """
     from torch import nn
 
-    original = nn.Module.register_parameter
+    with _patching:
+        original, owner = nn.Module.register_parameter, threading.get_ident()
 
-    def register(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        original(self, name, parameter)
-        if parameter is not None:
-            self._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        def register(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+            original(self, name, parameter)
+            if parameter is not None and not parameter.is_meta and threading.get_ident() == owner:
+                self._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    nn.Module.register_parameter = register
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original
+        nn.Module.register_parameter = register
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = original

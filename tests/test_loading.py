@@ -1,6 +1,7 @@
 """Networks in one file or in shards: the same numbers, exact keys, nothing that an index can lead astray."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from diffusers import PixArtTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from align3d.weights import WEIGHTS, NotItsWeights, Weights, load_part, parameters_on_meta, require_keys
+from align3d.weights import WEIGHTS, NotItsWeights, Weights, build, load_part, parameters_on_meta, require_keys
 
 CONFIG = dict(num_attention_heads=2, attention_head_dim=8, in_channels=10, out_channels=8, num_layers=2, sample_size=8)
 CONFIG |= dict(cross_attention_dim=16, caption_channels=12, use_additional_conditions=False)
@@ -142,6 +143,72 @@ def test_parameters_have_no_memory_until_they_are_filled():
     assert {p.device.type for p in layer.parameters()} == {"meta"}
     assert {b.device.type for b in layer.buffers()} == {"cpu"}
     assert nn.Linear(3, 4).weight.device.type == "cpu"
+
+
+def test_parameters_of_other_threads_have_memory():
+    """Two threads that begin in turn and would end in the same order; a third that has nothing to do with it."""
+    before, inside, done = nn.Module.register_parameter, threading.Event(), threading.Event()
+    found = {}
+
+    def first():
+        with parameters_on_meta():
+            inside.set()
+            done.wait(5)
+            found["first"] = nn.Linear(2, 2).weight.device.type
+
+    def second():
+        with parameters_on_meta():
+            found["second"] = nn.Linear(2, 2).weight.device.type
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    inside.wait(5)
+    threads[1].start()
+    found["third"] = nn.Linear(2, 2).weight.device.type
+    threads[1].join(0.05)  # it waits for the first, or would be done
+    done.set()
+    for thread in threads:
+        thread.join(5)
+    assert found == {"first": "meta", "second": "meta", "third": "cpu"}
+    assert nn.Module.register_parameter is before
+
+
+def test_shared_parameters_stay_shared_without_memory():
+    with parameters_on_meta():
+        one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+        two.weight = one.weight
+    assert two.weight is one.weight
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "complex64"])
+def test_types_that_no_network_is_kept_in_are_refused(whole, kind):
+    file = whole / f"{WEIGHTS}.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"proj_out.bias": tensors["proj_out.bias"].to(getattr(torch, kind))}, file)
+    with pytest.raises(ValueError, match=rf"proj_out\.bias has numbers of type {kind}; float32"):
+        load_part(PixArtTransformer2DModel, whole)
+
+
+@pytest.mark.parametrize("name", ["layers_per_block", "transformer_layers_per_block"])
+@pytest.mark.parametrize("value", [1 << 19, [1, 1 << 19]])
+def test_counts_of_layers_are_bounded_by_the_tensors(name, value):
+    class Deep(nn.Module):
+        def __init__(self, layers_per_block=1, transformer_layers_per_block=1):
+            raise AssertionError("was asked to build them")
+
+        @classmethod
+        def from_config(cls, values):
+            return cls(**values)
+
+    with pytest.raises(ValueError, match=f"config.json has {name} {1 << 19}, expected 0 to 3"):
+        build(Deep, {name: value}, {"a": (1,), "b": (1,), "c": (1,)})
+
+
+def test_a_configuration_of_any_size_is_not_read(whole):
+    with (whole / "config.json").open("ab") as file:
+        file.write(b" " * (1 << 20))
+    with pytest.raises(ValueError, match=r"config\.json is damaged \(it has more than"):
+        load_part(PixArtTransformer2DModel, whole)
 
 
 def test_tensors_are_read_one_by_one(shards):

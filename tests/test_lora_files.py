@@ -10,7 +10,7 @@ from tiny_model import noise, shake, write_checkpoint
 from align3d.cli import main
 from align3d.commands.earlier import model_of
 from align3d.models.embedded import Embedded
-from align3d.models.lora_files import PEFT, PUBLISHED, PUBLISHED_CONFIG, read
+from align3d.models.lora_files import PEFT, PEFT_CONFIG, PUBLISHED, PUBLISHED_CONFIG, read
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,42 @@ def test_a_published_file_that_does_not_fit_is_refused(trained, weights, tmp_pat
     damage(tmp_path / "theirs", change)
     with pytest.raises(ValueError, match=message):
         Embedded(weights=weights, adapter=tmp_path / "theirs", rank=2).load()
+
+
+@pytest.mark.parametrize("layout", ["peft", "published"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("use_rslora", True),
+        ("use_dora", True),
+        ("fan_in_fan_out", True),
+        ("alpha_pattern", {"to_q": 16}),
+        ("rank_pattern", {"to_q": 4}),
+        ("peft_type", "LOHA"),
+        ("init_lora_weights", "pissa_niter_16"),
+    ],
+)
+def test_another_update_than_plain_lora_is_refused_by_name(trained, tmp_path, name, value, layout):
+    assert main(["adapter", str(trained[1]), "--layout", layout, "--out", str(tmp_path / "it")]) == 0
+    file = tmp_path / "it" / (PEFT_CONFIG if layout == "peft" else PUBLISHED_CONFIG)
+    values = json.loads(file.read_text())
+    plain = {"use_rslora": False, "use_dora": False, "alpha_pattern": {}, "rank_pattern": {}, "init_lora_weights": True}
+    file.write_text(json.dumps(values | plain))
+    assert read(tmp_path / "it").rank == 2
+    file.write_text(json.dumps(values | {name: value}))
+    with pytest.raises(ValueError, match=rf"adapter_config\.json has {name} .*only plain LoRA"):
+        read(tmp_path / "it")
+
+
+def test_matrices_and_configurations_that_nobody_writes_are_refused(trained):
+    tensors = load_file(trained[1] / PEFT)
+    save_file({key: tensor.to(torch.float8_e4m3fn) for key, tensor in tensors.items()}, trained[1] / PEFT)
+    with pytest.raises(ValueError, match="has numbers of type float8_e4m3fn"):
+        read(trained[1])
+    with (trained[1] / PEFT_CONFIG).open("ab") as file:
+        file.write(b" " * (1 << 20))
+    with pytest.raises(ValueError, match=r"adapter_config\.json is damaged \(it has more than"):
+        read(trained[1])
 
 
 def test_the_command_refuses_what_is_no_adapter_and_what_is_in_the_way(trained, tmp_path, capsys):

@@ -97,6 +97,18 @@ def test_encodes_each_prompt_once_by_length(tmp_path):
     assert sum(cache._shard(k).tensors["states"][1][0] for k in range(4)) == tokens < TOKENS * len(flat)  # no padding
 
 
+def test_a_shard_in_the_making_holds_no_batches(tmp_path, monkeypatch):
+    sizes = []
+
+    def raw(tensor, real=prompt_cache.raw):
+        sizes.append((tensor.untyped_storage().nbytes(), tensor.nbytes))
+        return real(tensor)
+
+    monkeypatch.setattr(prompt_cache, "raw", raw)
+    make(tmp_path / "c")
+    assert len(sizes) == 2 * (len(PROMPTS) + 1) and all(held == own for held, own in sizes)
+
+
 def test_two_prompts_of_one_hash_are_told_apart(tmp_path, monkeypatch):
     for module in (reading, prompt_cache):
         monkeypatch.setattr(module, "hash_of", lambda prompt: len(prompt) % 2)
@@ -154,9 +166,13 @@ def test_processes_share_the_shards(made, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "on_first", lambda action: None)
+    encoder = prompt_cache.describe(Letters(), None)
+    monkeypatch.setattr(distributed, "gather", lambda value: [encoder, value])
     (tmp_path / "c").mkdir()
+    source = Letters()
     with pytest.raises(FileNotFoundError):  # the first process has not come yet
-        make(tmp_path / "c")
+        make(tmp_path / "c", source)
+    assert [""] not in source.seen  # nor is it asked what it is: that may hash many GB
     assert sorted(contents(tmp_path / "c")) == [shard_name(1), shard_name(3)]
     shards = contents(tmp_path / "c")
     monkeypatch.setattr(distributed, "rank", lambda: 0)
@@ -235,13 +251,22 @@ def rewrite(name: str, value):
     return change
 
 
+def resize(path: Path, name: str, value: int) -> None:
+    rewrite("encoder", json.loads(path.read_text())["encoder"] | {name: value})(path)
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
         ("cache.json", Path.unlink, "no prompt cache"),
         ("cache.json", lambda p: p.write_text("[" * 100_000), "cache.json is damaged"),
-        ("cache.json", rewrite("count", -1), "a size is none"),
-        ("cache.json", rewrite("count", 1 << 39), "does not belong to cache.json"),
+        ("cache.json", lambda p: p.write_bytes(b"{}" + b" " * (1 << 20)), "cache.json is damaged"),
+        ("cache.json", rewrite("count", -1), "count -1 instead of 0"),
+        ("cache.json", rewrite("count", 23), "does not belong to cache.json"),
+        ("cache.json", rewrite("count", 1 << 39), "count 549755813888 instead of 0 to 100000000"),
+        ("cache.json", rewrite("shards", 1 << 39), "shards 549755813888 instead of 0 to 4"),
+        ("cache.json", lambda p: resize(p, "tokens", 1 << 19), "tokens 524288 instead of 0 to 4096"),
+        ("cache.json", lambda p: resize(p, "width", 1 << 19), "width 524288 instead of 0 to 65536"),
         ("cache.json", rewrite("format", "another 2"), "format 'another 2'"),
         (INDEX, cut, "index.safetensors is damaged"),
         (INDEX, lambda p: p.write_bytes(b""), "index.safetensors is damaged"),

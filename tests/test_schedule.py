@@ -134,8 +134,15 @@ def test_times_of_the_published_samplers():
     wanted = [1.0, 0.9003590941429138, 0.7511211037635803, 0.5029850602149963, 0.008928571827709675, 0.0]
     assert flow.times(5, torch.float64).tolist() == pytest.approx(wanted, abs=1e-7)
     assert Flow(shift=3.0).times(4).tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
-    with pytest.raises(ValueError, match="at most 999 steps"):
-        trailing.times(1000)
+
+
+@pytest.mark.parametrize("size", [2, 3, 6, 7, 50, 1000])
+def test_trailing_times_descend_up_to_the_number_of_steps_that_is_told(size):
+    trailing, most = DiscreteVP(num_steps=size, spacing="trailing"), 2 * size // 3
+    for steps in {1, most // 2 or 1, most - 1 or 1, most}:
+        assert (trailing.times(steps).diff() < 0).all()
+    with pytest.raises(ValueError, match=f"at most {most} steps, got {most + 1}"):
+        trailing.times(most + 1)
 
 
 @pytest.mark.parametrize("options", [{"shift": 0.0}, {"end": 1.0}, {"end": -0.1}])

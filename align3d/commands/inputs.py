@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align3d.files import read_lines
 from align3d.registry import blame
 
 if TYPE_CHECKING:
@@ -40,12 +41,7 @@ def read_prompts(path: Path) -> list[str]:
                 f"no prompt file {path}; give a text file with one prompt per line, or one of {lists}"
             )
         path = shipped[str(path)]
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than a prompt file may have ({MAX_BYTES})")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    lines = read_lines(path, MAX_BYTES)
     if any("\0" in line for line in lines):
         raise ValueError(f"{path} has NUL bytes in it, so it is no text; save it as UTF-8")
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

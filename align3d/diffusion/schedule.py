@@ -72,12 +72,13 @@ class DiscreteVP:
         """The T = steps + 1 times of a sampler, from 1 down to 0, evenly or as `spacing` has it.
 
         Raises:
-            ValueError: If there are no steps, or more with trailing spacing than the table has entries to step over.
+            ValueError: If there are no steps, or so many with trailing spacing that two would be at one entry.
         """
         even = _times(steps)
         if self.spacing == "trailing":
-            if steps >= self.num_steps:
-                raise ValueError(f"trailing spacing takes at most {self.num_steps - 1} steps, got {steps}")
+            most = 2 * self.num_steps // 3  # with shorter steps, the last one would begin at entry 0, where it ends
+            if steps > most:
+                raise ValueError(f"trailing spacing takes at most {most} steps, got {steps}")
             index = (even * self.num_steps).round() - 1
             even = index.clamp_min(0) / (self.num_steps - 1)
         return even.to(dtype)

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align3d.files import read_json
+from align3d.weights import require_numbers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,6 +27,8 @@ PUBLISHED, PUBLISHED_CONFIG = "pytorch_lora_weights.safetensors", "lora_config/a
 PUBLISHED_PREFIX, PUBLISHED_ALPHA = "unet.", 8.0
 PUBLISHED_RANK = 8  # that the public inference can read; its training reads any
 SHARED = {"bias": "none", "peft_type": "LORA", "lora_dropout": 0.0}  # of every configuration that is written
+OTHER_UPDATES = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "fan_in_fan_out", "lora_bias")
+OTHER_BASES = ("pissa", "olora", "corda", "loftq")  # initial values of PEFT that change the network's own weights
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def settings(folder: Path) -> tuple[Any, Any]:
 
     Raises:
         FileNotFoundError: If PEFT's configuration is missing.
-        ValueError: If it is damaged.
+        ValueError: If it is damaged, or the update is another one than alpha / rank * B A.
     """
     published = adapter_file(folder) != folder / PEFT
     config = folder / (PUBLISHED_CONFIG if published else PEFT_CONFIG)
@@ -73,11 +78,23 @@ def settings(folder: Path) -> tuple[Any, Any]:
         return rank_of(folder / PUBLISHED), PUBLISHED_ALPHA
     if not config.is_file():
         raise FileNotFoundError(f"{config} is missing, which belongs to the adapter; copy it again")
+    values = read_json(config)
+    _require_plain(values, config)
     try:
-        values = json.loads(config.read_bytes())
         return values["r"], values["lora_alpha"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except KeyError as error:
         raise ValueError(f"the adapter in {folder} is damaged ({error}); copy it again") from error
+
+
+def _require_plain(values: dict[str, Any], config: Path) -> None:
+    """Refuse a configuration of PEFT whose update is not alpha / rank * B A, or of another base."""
+    found = [f"{name} {values[name]!r}"[:80] for name in OTHER_UPDATES if values.get(name)]
+    if values.get("peft_type", "LORA") != "LORA":
+        found.append(f"peft_type {values['peft_type']!r}"[:80])
+    if str(values.get("init_lora_weights")).lower().startswith(OTHER_BASES):
+        found.append(f"init_lora_weights {values['init_lora_weights']!r}"[:80])
+    if found:
+        raise ValueError(f"{config} has {', '.join(found)}: only plain LoRA, alpha / rank * B A, can be read")
 
 
 def rank_of(path: Path) -> int:
@@ -119,9 +136,8 @@ def read(folder: Path) -> LoraFile:
         raise ValueError(f"the adapter in {folder} is damaged ({error}); copy it again") from error
     if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise ValueError(f"the adapter in {folder} is damaged, its lora_alpha is {alpha!r}; copy it again")
-    broken = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
-    if broken:
-        raise ValueError(f"{path} is damaged, {broken[0]} has NaN or infinity in it; copy it again")
+    for name, tensor in sorted(tensors.items()):
+        require_numbers(path, name, tensor)
     if path.name == PUBLISHED:
         tensors = {PEFT_PREFIX + key.removeprefix(PUBLISHED_PREFIX): tensor for key, tensor in tensors.items()}
     ranks = {tensor.shape[0] for key, tensor in tensors.items() if key.endswith(".lora_A.weight") and tensor.ndim > 1}

@@ -14,12 +14,14 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align3d.files import read_json
 from align3d.models.text import Text, check_lengths
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 FORMAT = "align3d prompt cache 1"
 ABOUT, INDEX = "cache.json", "index.safetensors"
-MAX_ABOUT, MAX_HEADER = 1 << 20, 1 << 20  # bytes
+MAX_HEADER = 1 << 20  # bytes
+MAX_COUNT, MAX_TOKENS, MAX_WIDTH = 100_000_000, 4096, 1 << 16  # prompts, and sizes of a text; more is damage
 OPEN = 64  # shards that are mapped at a time
 BYTES = {"U8": 1, "BF16": 2, "F32": 4, "I64": 8}  # of a number, by the kinds that safetensors names
 
@@ -187,7 +190,8 @@ class PromptCache:
         about = read_about(folder)
         check_identity(about["encoder"], expect, folder)
         if not (folder / INDEX).exists():
-            done = sum((folder / shard_name(k)).exists() for k in range(about["shards"]))
+            names = (re.fullmatch(r"shard-(\d{5,9})\.safetensors", path.name) for path in folder.iterdir())
+            done = sum(name is not None and int(name[1]) < about["shards"] for name in names)
             raise ValueError(
                 f"{folder} is not finished, {done} of {about['shards']} shards are there; "
                 "run the same align3d embed again to go on"
@@ -294,19 +298,17 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = Path(folder) / ABOUT
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no prompt cache (it has no {ABOUT}); make one with align3d embed")
+    about = read_json(path)
     try:
-        if path.stat().st_size > MAX_ABOUT:
-            raise ValueError("too large")
-        about = json.loads(path.read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!r}, expected {FORMAT!r}")
-        encoder = about["encoder"]
-        numbers = [about[name] for name in ("count", "shard", "shards")]
-        sizes = [encoder[name] for name in ("tokens", "width", "pooled")]
-        if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers) or not all(
-            type(n) is int and 0 <= n < 1 << 20 for n in sizes
-        ):
-            raise ValueError("a size is none")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        encoder, count, shard = about["encoder"], about["count"], about["shard"]
+        most = {"count": MAX_COUNT, "shard": MAX_COUNT, "shards": count // max(shard, 1) + 1}
+        most_of_text = {"tokens": MAX_TOKENS, "width": MAX_WIDTH, "pooled": MAX_WIDTH}
+        for values, limits in ((about, most), (encoder, most_of_text)):
+            for name, limit in limits.items():
+                if type(values[name]) is not int or not 0 <= values[name] <= limit:
+                    raise ValueError(f"{name} {values[name]!r} instead of 0 to {limit}")
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None
     return about

@@ -156,13 +156,9 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         ValueError: If it is too large or no UTF-8.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than a prompt file may have ({MAX_BYTES})")
-    try:
-        with path.open(encoding="utf-8") as file:
-            return [line.strip() for line in file]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    from align3d import files
+
+    return [line.strip() for line in files.read_lines(path, MAX_BYTES)]
 
 
 def lengths(path: Path, mask: Tensor, count: int) -> Int[Tensor, "count"]:
@@ -180,7 +176,7 @@ def lengths(path: Path, mask: Tensor, count: int) -> Int[Tensor, "count"]:
 
 
 def tensor(path: Path) -> Tensor:
-    """The tensor in a file of torch.save, mapped into memory; no pickled code runs.
+    """The tensor in a file of torch.save, mapped into memory where its format allows it; no pickled code runs.
 
     Raises:
         FileNotFoundError: If it is missing.
@@ -188,19 +184,13 @@ def tensor(path: Path) -> Tensor:
     """
     import torch
 
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; copy the cache again")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever it makes of a hostile file
-        said = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} is damaged, or no file of torch.save ({said}); copy it again") from None
-    if type(found) is not torch.Tensor or not found.is_contiguous() or found.dtype not in kinds():
+    from align3d.pretrained.legacy import is_whole, load_legacy
+
+    found = load_legacy(path)
+    if type(found) is not torch.Tensor or found.dtype not in kinds():
         raise ValueError(f"{path} must hold one plain tensor, got {type(found).__name__}")
-    if found.numel() * found.element_size() > path.stat().st_size:
-        raise ValueError(f"{path} is damaged: it has {path.stat().st_size} bytes, its tensor would have more")
+    if not is_whole(found, path):
+        raise ValueError(f"{path} is damaged: it must hold one plain tensor, and all of its numbers")
     return found
 
 
