@@ -252,6 +252,7 @@ def test_clip_files_that_are_missing_or_cut(broken, name):
         ("preprocessor_config.json", {"resample": 1}, "resample 1 is not known"),
         ("preprocessor_config.json", {"size": {"longest_edge": 9}}, "size must be shortest_edge or height and width"),
         ("preprocessor_config.json", {"crop_size": 0}, "crop_size must be"),
+        ("preprocessor_config.json", {"crop_size": 20}, r"makes pictures of \(20, 20\) pixels, the network takes 28"),
         ("preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "1/255"),
         ("preprocessor_config.json", {"image_mean": [0.5]}, "three numbers"),
         ("preprocessor_config.json", {"image_std": [0.5, 0.0, 0.5]}, "image_std must be positive"),
@@ -265,8 +266,8 @@ def test_clip_folders_of_something_else(broken, name, change, words):
 
 
 def test_clip_says_when_an_image_is_too_small_for_its_crop(broken):
-    (broken / "preprocessor_config.json").write_text(json.dumps(STEPS | {"do_resize": False}))
-    with pytest.raises(ValueError, match="20 x 60 pixels are too small for a crop of 30 x 28"):
+    (broken / "preprocessor_config.json").write_text(json.dumps(STEPS | {"do_resize": False, "crop_size": 28}))
+    with pytest.raises(ValueError, match="20 x 60 pixels are too small for a crop of 28 x 28"):
         ClipFeatures(broken)(pictures(1, 20, 60))
 
 

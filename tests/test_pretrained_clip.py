@@ -7,12 +7,24 @@ import pytest
 import tiny_clip
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
-from align3d.pretrained.clip import Clip, check, look, network, read, read_sizes, tokenizer_of
+from align3d.pretrained.clip import (
+    Clip,
+    check,
+    look,
+    network,
+    read,
+    read_sizes,
+    tokenizer,
+    tokenizer_files,
+    tokenizer_of,
+)
 from align3d.pretrained.legacy import read_legacy
+from align3d.pretrained.once import read_once
 from align3d.pretrained.openclip import renamed
 
-CPU = torch.device("cpu")
+CPU, WEIGHTS = torch.device("cpu"), "model.safetensors"
 
 
 @pytest.fixture
@@ -65,14 +77,63 @@ def test_a_first_look_in_inference_mode_does_no_harm(folder):
     assert (pixels.grad.flatten(1).norm(dim=1) > 0).all()
 
 
+def test_no_tensor_of_inference_is_kept(folder):
+    """Also not where the network had to be moved to another device."""
+    with torch.inference_mode():
+        for device in ("cpu", "meta"):
+            net = network(Clip(folder), "image", torch.device(device))
+            assert not any(tensor.is_inference() for tensor in (*net.parameters(), *net.buffers()))
+
+
+def test_a_place_is_the_same_wherever_the_program_goes(folder, tmp_path, monkeypatch):
+    other = tiny_clip.write_clip(tmp_path / "elsewhere/clip")
+    changed = {k: v + 1 if k == "visual_projection.weight" else v for k, v in load_file(other / WEIGHTS).items()}
+    save_file(changed, other / WEIGHTS)
+    wanted = features(folder), features(other)
+    assert not torch.equal(*wanted)
+    for place, expected in zip((folder, other), wanted, strict=True):
+        monkeypatch.chdir(place.parent)
+        assert torch.equal(features(Path("clip")), expected)
+        assert network(Clip(Path("clip")), "image", CPU) is network(Clip(place), "image", CPU)
+
+
+def test_other_files_are_another_network(folder):
+    before = features(folder)
+    changed = {k: v + 1 if k == "visual_projection.weight" else v for k, v in load_file(folder / WEIGHTS).items()}
+    save_file(changed, folder / WEIGHTS)
+    assert not torch.equal(features(folder), before)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"projection_dim": 3}))
+    with pytest.raises(ValueError, match="does not fit"):
+        check(Clip(folder))
+
+
+def test_what_is_read_once_is_given_back_in_order(tmp_path):
+    made = []
+
+    @read_once(2, "part")
+    def size(folder, more):
+        made.append((folder.name, more))
+        return len(made)
+
+    (tmp_path / "part").mkdir()
+    assert [size(tmp_path, i) for i in (0, 1, 0, 2, 0, 1)] == [1, 2, 1, 3, 1, 4]  # 1 had to go for 2
+    (tmp_path / "part/config.json").write_text("{}")
+    assert size(tmp_path, 0) == 5
+    (tmp_path / "log").write_text("of something else")
+    assert size(tmp_path, 0) == 5
+    size.cache_clear()
+    assert size(tmp_path, 0) == 6
+
+
 def test_an_image_half_alone_reads_no_texts(folder):
     state = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in state.items() if k.startswith("vi")}, folder / "model.safetensors")
     values = {"model_type": "clip_vision_model", "projection_dim": tiny_clip.DIM} | tiny_clip.VISION
     (folder / "config.json").write_text(json.dumps(values))
-    check(Clip(folder), "image")
+    check(Clip(folder))
     with pytest.raises(ValueError, match="holds the image half of a CLIP alone"):
-        check(Clip(folder), "image", "text")
+        check(Clip(folder), texts=True)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +143,7 @@ def test_an_image_half_alone_reads_no_texts(folder):
         ({"eos_token_id": 7}, "a text ends with token 55, the network looks for 7"),
         ({"num_attention_heads": 5}, "describes no network"),
         ({"max_position_embeddings": 1 << 30}, "max_position_embeddings must be 1 to"),
+        ({"hidden_size": 1 << 30}, "hidden_size must be 1 to"),  # also where the image half has a good one
     ],
 )
 def test_texts_that_do_not_fit(folder, change, words):
@@ -89,7 +151,7 @@ def test_texts_that_do_not_fit(folder, change, words):
     config["text_config"] |= change
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=words) as error:
-        check(Clip(folder), "text")
+        check(Clip(folder), texts=True)
     assert "\n" not in str(error.value)
 
 
@@ -97,10 +159,25 @@ def test_a_tokenizer_of_a_larger_network(folder):
     names = json.loads((folder / "vocab.json").read_text())
     (folder / "vocab.json").write_text(json.dumps(names | {"zz": 56, "zzz": 57}))
     with pytest.raises(ValueError, match="the tokenizer has 58 tokens, the network 56"):
-        check(Clip(folder), "text")
+        check(Clip(folder), texts=True)
     (folder / "vocab.json").write_text("{")
     with pytest.raises(ValueError, match="no tokenizer of CLIP"):
-        check(Clip(folder), "text")
+        check(Clip(folder), texts=True)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "added_tokens.json"])
+def test_a_tokenizer_is_that_of_its_vocabulary_alone(folder, name):
+    """Caches of texts know it by the files that decide what it gives."""
+    wanted = tokenizer(folder)(["a red mug zz"])["input_ids"]
+    used = tokenizer_files(folder)
+    text = {"added_tokens.json": json.dumps({"red": 56, "mug": 57})}
+    if name == "tokenizer.json":
+        other = Tokenizer.from_str(tokenizer(folder).backend_tokenizer.to_str())
+        other.add_tokens(["red", "mug"])
+        text[name] = other.to_str()
+    (folder / name).write_text(text[name])
+    assert tokenizer_files(folder) == used
+    assert tokenizer(folder, 56)(["a red mug zz"])["input_ids"] == wanted
 
 
 def test_older_files_say_some_things_twice(tmp_path):
@@ -140,3 +217,15 @@ def test_legacy_files_of_either_format(tmp_path):
         assert "trust" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"nothing.pt is missing"):
         read_legacy(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numbers_that_are_not_in_the_file(tmp_path, zipped):
+    """A kilobyte must not become gigabytes: they would be, as soon as the tensor is copied."""
+    for view in (torch.zeros(1).expand(1 << 14, 1 << 12), torch.zeros(600).as_strided((500, 100), (1, 1))):
+        torch.save({"a": view}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(ValueError, match=r"x.pt is damaged.* does not hold all numbers of a$"):
+            read_legacy(tmp_path / "x.pt")
+    whole = torch.zeros(6, 3)
+    torch.save({"a": whole, "same": whole, "none": torch.zeros(0), "part": whole[2:]}, tmp_path / "x.pt")
+    assert len(read_legacy(tmp_path / "x.pt")) == 4

@@ -19,7 +19,7 @@ from align3d.cli import main
 from align3d.pretrained import clip as pretrained
 from align3d.pretrained.clip import Clip
 from align3d.registry import load
-from align3d.rewards import REWARDS, aesthetic, clip_scores, hpsv2
+from align3d.rewards import REWARDS, aesthetic, clip_scores, hpsv2, pickscore
 from align3d.scenes.cameras import canonical
 from align3d.types import Views
 
@@ -32,6 +32,7 @@ SHAPES = {"wide": (40, 64), "tall": (300, 250)}
 def tiny_sizes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hpsv2, "SIZES", tiny_clip.gelu(tiny_clip.SIZES))
+        patch.setattr(pickscore.PickScore, "widths", (tiny_clip.WIDTH, tiny_clip.DIM))
         yield
     for cached in (pretrained.sizes_of, pretrained.network, pretrained.tokenizer_of, clip_scores._text_feature):
         cached.cache_clear()
@@ -261,6 +262,38 @@ def test_a_clip_whose_pictures_do_not_fit_it(folders, tmp_path):
     (folder / "preprocessor_config.json").unlink()
     views = seen(images())
     assert torch.equal(load(REWARDS, "clip")(folder)(views, PROMPTS), reward(folders, "clip")(views, PROMPTS))
+
+
+def test_a_file_that_names_no_crop_means_none(folders, tmp_path):
+    """Those of SigLIP say height and width, and do not know of a crop; CLIP's silent ones mean 224."""
+    steps = {key: value for key, value in tiny_clip.STEPS.items() if key not in ("do_center_crop", "crop_size")}
+    for size, crop in (({"height": 384, "width": 384}, None), ({"shortest_edge": 384}, (224, 224)), (384, (224, 224))):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(steps | {"size": size}))
+        assert clip_scores.preprocessing(tmp_path).crop == crop
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(steps | {"size": {"height": 384, "width": 384}, "crop_size": 200}))
+    assert clip_scores.preprocessing(tmp_path).crop == (200, 200)
+
+
+@pytest.mark.parametrize("widths", [(1280, tiny_clip.DIM), (tiny_clip.WIDTH, 1024)])
+def test_another_clip_is_not_pickscore(folders, widths, monkeypatch):
+    assert pickscore.PickScore(folders["pickscore"]).check(PROMPTS) is None
+    monkeypatch.setattr(pickscore.PickScore, "widths", widths)
+    scorer = pickscore.PickScore(folders["pickscore"])
+    for call in (lambda: scorer.check(PROMPTS), lambda: scorer(seen(images()), PROMPTS)):
+        with pytest.raises(ValueError, match=rf"is not PickScore: .* 32 and 768 numbers, expected {widths[0]} and"):
+            call()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_look_in_inference_mode_does_no_harm(folders, name):
+    for cached in (pretrained.network, clip_scores._text_feature, aesthetic.stack, aesthetic.linear):
+        cached.cache_clear()
+    with torch.inference_mode():
+        reward(folders, name)(seen(images()), PROMPTS)
+    rgb = images().requires_grad_()
+    reward(folders, name)(seen(rgb), PROMPTS).sum().backward()
+    assert (rgb.grad.flatten(2).norm(dim=2) > 0).all()
 
 
 def test_the_text_half_is_not_read_for_pictures_alone(folders):

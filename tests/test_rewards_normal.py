@@ -249,6 +249,16 @@ def test_check_reads_no_weights_and_says_where_they_are(folder, tmp_path):
         Normal(tmp_path)(views(), PROMPTS)
 
 
+def test_files_are_compared_once(folder, monkeypatch):
+    asked = []
+    original = yoso.check_part
+    monkeypatch.setattr(yoso, "check_part", lambda *args: asked.append(args) or original(*args))
+    yoso.check.cache_clear()
+    for prompt in PROMPTS:
+        Normal(folder).check([prompt])
+    assert len(asked) == 3
+
+
 @pytest.mark.parametrize("part", ["vae", "controlnet", "unet"])
 def test_keys_match_exactly(tmp_path, part):
     tiny_yoso.write(tmp_path / "x", fp16=False)

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align3d.pretrained.clip import Clip, check, look, network, sizes_of
-from align3d.rewards.clip_scores import preprocessing
+from align3d.pretrained.clip import Clip, look, network, sizes_of
+from align3d.rewards.clip_scores import preprocessing, steps_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
+
+    from align3d.rewards.clip_scores import Preprocessing
 
 CHUNK = 32  # images that go through the network together
 
@@ -42,8 +44,7 @@ class ClipFeatures:
             FileNotFoundError: If a file is missing.
             ValueError: If one is damaged, or the folder holds another kind of model.
         """
-        preprocessing(self.folder)
-        check(Clip(self.folder), "image")
+        self._steps()
 
     def __call__(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Features of each image in [0, 1], 0 or more; gradient to the images, in float32 whatever autocast says.
@@ -53,6 +54,11 @@ class ClipFeatures:
         """
         import torch
 
-        steps, net = preprocessing(self.folder), network(Clip(self.folder), "image", images.device)
+        steps, net = self._steps(), network(Clip(self.folder), "image", images.device)
         with torch.autocast(images.device.type, enabled=False):
             return torch.cat([look(net, steps(part)) for part in images.float().split(CHUNK)])
+
+    def _steps(self) -> Preprocessing:
+        """The preprocessing that the folder has, if it makes what the network takes."""
+        preprocessing(self.folder)  # here it must be there
+        return steps_of(Clip(self.folder))

@@ -7,13 +7,15 @@ and shapes of the whole have to fit before memory of their size is asked for.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from align3d.pretrained.once import read_once
 from align3d.weights import NotItsWeights, Weights, fill, parameters_on_meta, require_keys
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class Clip:
     opener: Callable[[Path], tuple[Sizes, Weights]] = open_folder  # a function of a module, by which two are the same
 
 
-@functools.lru_cache(maxsize=16)
+@read_once(16)
 def sizes_of(clip: Clip) -> Sizes:
     """The sizes of a CLIP, if its names and shapes fit them.
 
@@ -79,19 +81,23 @@ def sizes_of(clip: Clip) -> Sizes:
     return sizes
 
 
-def check(clip: Clip, *halves: Half) -> None:
+def check(clip: Clip, texts: bool = False) -> None:
     """Refuse early a CLIP that cannot give features; reads names and shapes alone, and those once.
+
+    Args:
+        clip: The network.
+        texts: Whether it has to read texts too.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If one is damaged or does not fit.
     """
     sizes_of(clip)
-    if "text" in halves:
+    if texts:
         tokenizer_of(clip)
 
 
-@functools.lru_cache(maxsize=16)
+@read_once(16)
 def network(clip: Clip, half: Half, device: torch.device) -> nn.Module:
     """One half of a CLIP with its projection and `logit_scale`: frozen, float32, in evaluation mode.
 
@@ -102,7 +108,7 @@ def network(clip: Clip, half: Half, device: torch.device) -> nn.Module:
     import torch
 
     sizes, weights = clip.opener(clip.folder)
-    with torch.inference_mode(False), weights:  # what is read once is also used in training
+    with weights:
         loaded = _empty(clip, sizes, weights)
         for name in ("text_model", "text_projection") if half == "image" else ("vision_model", "visual_projection"):
             if hasattr(loaded, name):
@@ -125,7 +131,7 @@ def read(net: nn.Module, ids: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
     return F.normalize(net.text_projection(net.text_model(input_ids=ids).pooler_output), dim=-1)
 
 
-@functools.lru_cache(maxsize=16)
+@read_once(16)
 def tokenizer_of(clip: Clip) -> Any:
     """The CLIPTokenizer of a CLIP, if its numbers are those that the text half knows.
 
@@ -136,10 +142,8 @@ def tokenizer_of(clip: Clip) -> Any:
     sizes = sizes_of(clip)
     if "text_config" not in sizes:
         raise ValueError(f"{clip.folder} holds the image half of a CLIP alone; texts need the other one too")
-    found, known = tokenizer(clip.folder), sizes["text_config"].get("vocab_size", 49408)
+    found = tokenizer(clip.folder, sizes["text_config"].get("vocab_size", 49408))
     end = sizes["text_config"].get("eos_token_id", found.eos_token_id)
-    if len(found) > known:
-        raise ValueError(f"{clip.folder}: the tokenizer has {len(found)} tokens, the network {known}; copy it again")
     if end not in (END, found.eos_token_id):
         raise ValueError(
             f"{clip.folder}: a text ends with token {found.eos_token_id}, the network looks for {end}; copy it again"
@@ -147,12 +151,18 @@ def tokenizer_of(clip: Clip) -> Any:
     return found
 
 
-def tokenizer(folder: Path) -> Any:
+def tokenizer(folder: Path, words: int | None = None) -> Any:
     """A CLIPTokenizer, from vocab.json and merges.txt; what it pads with, from tokenizer_config.json.
+
+    Other files, such as tokenizer.json, say the same once more, and are not looked at.
+
+    Args:
+        folder: The files.
+        words: Number of tokens that the network knows; None = not compared.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If one is damaged.
+        ValueError: If one is damaged, or a token has a number that the network does not know.
     """
     from transformers import CLIPTokenizer
 
@@ -160,13 +170,18 @@ def tokenizer(folder: Path) -> Any:
     try:
         if any(path.stat().st_size > MAX_TOKENIZER for path in used):
             raise ValueError("too large")
-        with quiet():
-            found = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet(), tempfile.TemporaryDirectory() as alone:  # in theirs, transformers would take other files too
+            for path in used:
+                shutil.copyfile(path, Path(alone) / path.name)
+            found = CLIPTokenizer.from_pretrained(alone, local_files_only=True)
         if found.pad_token_id is None or len(found("")["input_ids"]) != 2:
             raise ValueError("it has no token for padding, for the start or for the end")
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder} is damaged, or no tokenizer of CLIP ({said}); copy it again") from None
+    most = max(found.get_vocab().values()) + 1
+    if words is not None and most > words:
+        raise ValueError(f"{folder}: the tokenizer has {most} tokens, the network {words}; copy it again")
     return found
 
 
@@ -226,10 +241,10 @@ def read_sizes(path: Path) -> Sizes:
     else:
         halves = {"vision_config": {key: value for key, value in values.items() if key in (*SIZES, *OTHERS)}}
     sizes: Sizes = {"model_type": kind, "projection_dim": values.get("projection_dim", 512)} | halves
-    numbers = {"projection_dim": sizes["projection_dim"]}
-    for half in halves.values():
-        numbers = {key: value for key, value in half.items() if key in SIZES} | numbers
-        for key, value in numbers.items():
+    for half in ({"projection_dim": sizes["projection_dim"]}, *halves.values()):
+        for key, value in half.items():
+            if key in OTHERS:
+                continue
             most = MAX_LAYERS if key.endswith("_layers") else MAX_SIZE
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
                 raise ValueError(f"{path}: {key} must be 1 to {most}, got {value!r}")

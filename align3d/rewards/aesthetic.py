@@ -10,13 +10,14 @@ sampling without antialias. Its five linear layers have nothing between them, so
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from align3d.pretrained import clip as pretrained
+from align3d.pretrained.affine import affine
 from align3d.pretrained.clip import Clip
+from align3d.pretrained.once import read_once
 from align3d.rewards.clip_scores import MEAN, STD, device_of, image_size, score_views, steps_of
 from align3d.rewards.preprocess import normalize, resize
 from align3d.rewards.published import CLIP_FILES, files_of
@@ -56,7 +57,7 @@ class Aesthetic:
             ValueError: If a file is damaged or does not fit.
         """
         with files_of("aesthetic", self.weights, self.sources) as folder:
-            pretrained.check(Clip(folder), "image")
+            pretrained.check(Clip(folder))
             stack(folder / STACK, _width(folder))
 
     def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B V"]:
@@ -114,7 +115,7 @@ class AestheticLinear:
             return score_views(views, clip, "aesthetic-linear", prepare, lambda features: features @ slope + bias)
 
 
-@functools.lru_cache(maxsize=4)
+@read_once(4)
 def stack(path: Path, width: int) -> tuple[Float[Tensor, "d"], float]:
     """The slope and the offset of the five layers, multiplied in float64 and given in float32.
 
@@ -126,21 +127,16 @@ def stack(path: Path, width: int) -> tuple[Float[Tensor, "d"], float]:
         FileNotFoundError: If it is missing.
         ValueError: If it is damaged or does not fit.
     """
-    import torch
-
     shapes, before = {}, width
     for name, after in zip(LAYERS, WIDTHS, strict=True):
         shapes |= {f"{name}.weight": (after, before), f"{name}.bias": (after,)}
         before = after
     state = _read(path, shapes)
-    slope, offset = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-    for name in LAYERS:
-        weight = state[f"{name}.weight"].double()
-        slope, offset = weight @ slope, weight @ offset + state[f"{name}.bias"].double()
+    slope, offset = affine((state[f"{name}.weight"], state[f"{name}.bias"]) for name in LAYERS)
     return slope[0].float(), float(offset)
 
 
-@functools.lru_cache(maxsize=4)
+@read_once(4)
 def linear(path: Path, width: int) -> tuple[Float[Tensor, "d"], float]:
     """The slope and the offset of the linear predictor; arguments and errors as of `stack`."""
     state = _read(path, {"weight": (1, width), "bias": (1,)})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align3d.pretrained import clip as pretrained
+from align3d.pretrained.once import read_once
 from align3d.rewards.preprocess import normalize, per_image, resize
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Preprocessing:
         return normalize(images, self.mean, self.std)
 
 
-@functools.lru_cache(maxsize=16)
+@read_once(16)
 def preprocessing(folder: Path) -> Preprocessing:
     """What preprocessor_config.json says.
 
@@ -75,7 +76,9 @@ def preprocessing(folder: Path) -> Preprocessing:
     path = folder / STEPS
     values = pretrained.read_json(path)
     resized = _size(path, values, "size") if values.get("do_resize", True) else None
-    crop = _size(path, values, "crop_size") if values.get("do_center_crop", True) else None
+    told = "do_center_crop" in values or "crop_size" in values  # SigLIP's files say neither, and mean none
+    wanted = values.get("do_center_crop", told or not isinstance(resized, tuple))
+    crop = _size(path, values, "crop_size") if wanted else None
     if isinstance(crop, int):
         crop = (crop, crop)
     mode = MODES.get(values.get("resample", 3))
@@ -183,17 +186,15 @@ def text_features(clip: Clip, prompts: Sequence[str], device: torch.device) -> F
     return torch.stack([_text_feature(clip, prompt, device) for prompt in prompts])
 
 
-@functools.lru_cache(maxsize=4096)
+@read_once(4096)
 def _text_feature(clip: Clip, prompt: str, device: torch.device) -> Float[Tensor, "d"]:
     import torch
 
     require_prompts(clip, [prompt])
     (ids,) = _ids(clip, [prompt])
-    most = _most_tokens(clip)
-    ids = ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]  # cut before its end token
     net = pretrained.network(clip, "text", device)
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        return pretrained.read(net, torch.tensor([ids], device=device))[0]
+    with torch.autocast(device.type, enabled=False):
+        return pretrained.read(net, torch.tensor([cut(ids, _most_tokens(clip))], device=device))[0]
 
 
 def require_prompts(clip: Clip, prompts: Sequence[str]) -> None:
@@ -202,18 +203,32 @@ def require_prompts(clip: Clip, prompts: Sequence[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: As `pretrained.clip.check` does.
     """
-    pretrained.check(clip, "text")
-    most, told = _most_tokens(clip), _told(clip)
-    if told:
-        return
-    cut = [prompt for prompt, ids in zip(prompts, _ids(clip, prompts), strict=True) if len(ids) > most]
-    if cut:
-        told.append(cut[0])
-        more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-        message = (
-            f"{clip.folder.name} reads {most - 2} tokens of a prompt; the rest of {cut[0][:40]!r}...{more} is lost"
-        )
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    pretrained.check(clip, texts=True)
+    if not (told := _told(clip)):
+        warn_of_cut(clip.folder.name, prompts, _ids(clip, prompts), _most_tokens(clip), told)
+
+
+def warn_of_cut(name: str, prompts: Sequence[str], rows: Sequence[list[int]], most: int, told: list[str]) -> None:
+    """Warn of prompts that a network does not read to their end, if nobody has been told yet.
+
+    Args:
+        name: Of the network.
+        prompts: Texts.
+        rows: The tokens of each with start and end, uncut.
+        most: Tokens that it reads, with start and end.
+        told: The prompt that an earlier warning has named, if there was one; this one is added.
+    """
+    lost = [prompt for prompt, ids in zip(prompts, rows, strict=True) if len(ids) > most]
+    if lost and not told:
+        told.append(lost[0])
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        message = f"{name} reads {most - 2} tokens of a prompt; the rest of {lost[0][:40]!r}...{more} is lost"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def cut(ids: list[int], most: int) -> list[int]:
+    """Tokens, so many at most, the last of them kept: it is the end."""
+    return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,11 +7,11 @@ renders of 64 pixels, and little else: as a judge of photographs or of rare word
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from align3d.pretrained.once import read_once
 from align3d.rewards.preprocess import per_image, resize
 
 if TYPE_CHECKING:
@@ -108,12 +108,9 @@ def text_features(
         return net.read(prompts)
 
 
-@functools.lru_cache(maxsize=4)
+@read_once(4)
 def network(folder: Path, device: torch.device) -> Network:
     """The network, read once for each folder and device; frozen, float32."""
-    import torch
-
     from align3d.rewards.clip_net import load
 
-    with torch.inference_mode(False):  # what is read once is also used in training
-        return load(Path(folder), device)
+    return load(folder, device)

@@ -13,8 +13,10 @@ import json
 import re
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from align3d.pretrained.once import read_once
 from align3d.rewards.preprocess import normalize, per_image, resize
 
 if TYPE_CHECKING:
@@ -125,15 +127,12 @@ def _run(images: Tensor, size: int, method: str) -> Tensor:
     return torch.cat(outputs)
 
 
-@functools.lru_cache(maxsize=4)
-def network(path: str, device: torch.device) -> EfficientNetLite0:
+@read_once(4)
+def network(path: str | Path, device: torch.device) -> EfficientNetLite0:
     """The classifier, read once for each file and device; frozen, float32."""
-    import torch
-
     from align3d.rewards.efficientnet import load
 
-    with torch.inference_mode(False):  # what is read once is also used in training
-        return load(path, device)
+    return load(str(path), device)
 
 
 def weights_path() -> str:

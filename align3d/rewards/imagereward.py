@@ -8,15 +8,23 @@ of 8 bits; here nothing is rounded, and the gradient passes.
 
 from __future__ import annotations
 
-import functools
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align3d.files import replacing
+from align3d.pretrained.affine import affine
 from align3d.pretrained.legacy import read_legacy
-from align3d.rewards.clip_scores import CHUNK, CHUNK_ELSEWHERE, Preprocessing, device_of, require_colours
+from align3d.pretrained.once import read_once
+from align3d.rewards.clip_scores import (
+    CHUNK,
+    CHUNK_ELSEWHERE,
+    Preprocessing,
+    cut,
+    device_of,
+    require_colours,
+    warn_of_cut,
+)
 from align3d.rewards.preprocess import per_image
 from align3d.rewards.published import files_of
 from align3d.weights import NotItsWeights, Weights, fill, parameters_on_meta, require_keys
@@ -121,7 +129,7 @@ def sizes() -> Sizes:
     return Sizes()
 
 
-@functools.lru_cache(maxsize=2)
+@read_once(2)
 def network(folder: Path, device: torch.device) -> tuple[nn.Module, tuple[Float[Tensor, "d"], float]]:
     """Image and text encoder, frozen and in float32; and slope and offset of the score by the text's first token.
 
@@ -131,7 +139,7 @@ def network(folder: Path, device: torch.device) -> tuple[nn.Module, tuple[Float[
     """
     import torch
 
-    with torch.inference_mode(False), _weights(folder) as weights:  # what is read once is also used in training
+    with _weights(folder) as weights:
         net = _empty(weights)
         fill(net, weights, torch.float32)
         slope, offset = fold(net.mlp.layers)
@@ -140,15 +148,8 @@ def network(folder: Path, device: torch.device) -> tuple[nn.Module, tuple[Float[
 
 def fold(layers: nn.ModuleDict) -> tuple[Float[Tensor, "d"], float]:
     """Slope and offset of the head with what follows it, multiplied in float64 and given in float32."""
-    import torch
-
-    width = layers[LAYERS[0]].in_features
-    slope, offset = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-    with torch.no_grad():
-        for name in LAYERS:
-            weight = layers[name].weight.double()
-            slope, offset = weight @ slope, weight @ offset + layers[name].bias.double()
-        return (slope[0] / STD).float(), (float(offset) - MEAN) / STD
+    slope, offset = affine((layers[name].weight, layers[name].bias) for name in LAYERS)
+    return (slope[0] / STD).float(), (float(offset) - MEAN) / STD
 
 
 def tokens(folder: Path, prompts: Sequence[str]) -> tuple[Int[Tensor, "n t"], Bool[Tensor, "n t"]]:
@@ -162,21 +163,15 @@ def tokens(folder: Path, prompts: Sequence[str]) -> tuple[Int[Tensor, "n t"], Bo
 
     tokenize, told = tokenizer(folder)
     found = [tokenize.encode(prompt).ids for prompt in prompts]
-    cut = [prompt for prompt, ids in zip(prompts, found, strict=True) if len(ids) > TOKENS]
-    if cut and not told:
-        told.append(cut[0])
-        more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-        message = f"imagereward reads {TOKENS - 2} tokens of a prompt; the rest of {cut[0][:40]!r}...{more} is lost"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    warn_of_cut("imagereward", prompts, found, TOKENS, told)
     rows = torch.full((len(found), TOKENS), tokenize.token_to_id(PAD))
     keep = torch.zeros(len(found), TOKENS, dtype=torch.bool)
-    for i, ids in enumerate(found):
-        ids = ids if len(ids) <= TOKENS else [*ids[: TOKENS - 1], ids[-1]]  # cut before its end token
+    for i, ids in enumerate(cut(ids, TOKENS) for ids in found):
         rows[i, : len(ids)], keep[i, : len(ids)] = torch.tensor(ids), True
     return rows, keep
 
 
-@functools.lru_cache(maxsize=4)
+@read_once(4)
 def tokenizer(folder: Path) -> tuple[Any, list[str]]:
     """BERT's tokenizer without capitals, with BLIP's words behind; and a list for the prompt that was warned about.
 
@@ -209,7 +204,7 @@ def tokenizer(folder: Path) -> tuple[Any, list[str]]:
     return made, []
 
 
-@functools.lru_cache(maxsize=4)
+@read_once(4)
 def _fits(folder: Path) -> bool:
     """Whether names and shapes are the network's: True, or the errors of `network`."""
     weights = _weights(folder)

@@ -9,12 +9,12 @@ hands it minus the normals in OpenCV camera axes, which this follows.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from align3d.pretrained.once import read_once
 from align3d.rewards.clip_scores import require_colours
 from align3d.rewards.preprocess import per_image
 from align3d.rewards.published import files_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from align3d.types import Cameras, Views
 
 REPOSITORY = "Stable-X/yoso-normal-v1-7"
+PARTS = ("vae", "controlnet", "unet")  # folders of it
 CHUNK = {False: 8, True: 2}  # views at a time, without and with a gradient through the estimator, 2.7 GB each
 
 
@@ -42,16 +43,12 @@ class Normal:
     context: Literal["inference", "train"] = "inference"  # train: gradient to the colours too, through the estimator
     alpha: float = 0.5  # coverage above which a pixel counts, 0 to 1
     max_angle: float = 90.0  # degrees from facing the camera beyond which a seen normal does not count; 90: all do
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the U-Net; the published code has float16
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the U-Net, not of the VAE; published: float16
 
     differentiable: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"rgb", "alpha", "normal"})
     sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]] = {
-        "weights": {
-            REPOSITORY: tuple(
-                f"{part}/{file}" for part in ("vae", "controlnet", "unet") for file in ("config.json", "*.safetensors")
-            )
-        }
+        "weights": {REPOSITORY: tuple(f"{part}/{file}" for part in PARTS for file in ("config.json", "*.safetensors"))}
     }
 
     def __post_init__(self) -> None:
@@ -128,12 +125,11 @@ def to_camera(cameras: Cameras, vectors: Float[Tensor, "B V 3 H W"]) -> Float[Te
     return torch.einsum("bvji,bvjhw->bvihw", cameras.c2w[..., :3, :3].to(vectors), vectors)
 
 
-@functools.lru_cache(maxsize=2)
+@read_once(2, *PARTS)
 def network(folder: Path, device: torch.device, precision: str) -> Yoso:
     """The estimator, frozen."""
     import torch
 
     from align3d.rewards import yoso
 
-    with torch.inference_mode(False):  # what is read once is also used in training
-        return yoso.load(folder, device, getattr(torch, precision))
+    return yoso.load(folder, device, getattr(torch, precision))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from align3d.pretrained.once import read_once
 from align3d.weights import check_part, load_part
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ def side_states(
 
 
 def load(folder: Path, device: torch.device, precision: torch.dtype) -> Yoso:
-    """The estimator from the folders vae/, controlnet/ and unet/; frozen, the VAE in float32.
+    """The estimator from the folders vae/, controlnet/ and unet/; frozen.
+
+    The VAE computes in float32. Its numbers are those of its file, which has 16 bits if it is the fp16 one.
 
     Args:
         folder: The published files.
@@ -102,8 +105,9 @@ def load(folder: Path, device: torch.device, precision: torch.dtype) -> Yoso:
     return network.requires_grad_(False).eval().to(device)
 
 
+@read_once(4, *PARTS)
 def check(folder: Path) -> None:
-    """Compare the files with the networks, without reading the weights. Errors are those of `load`."""
+    """Compare the files with the networks once, without reading the weights. Errors are those of `load`."""
     values = {part: check_part(network_class(part), folder / part) for part in PARTS}
     unet, side, latent = values["unet"], values["controlnet"], values["vae"]["latent_channels"]
     shape = ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block", "down_block_types")
