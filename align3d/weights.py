@@ -193,17 +193,32 @@ def _unread(network_class: type, folder: Path, config: Callable[..., dict[str, A
         raise ValueError(f"{folder} is damaged ({error}); copy it again") from error
 
 
-def fill(network: nn.Module, weights: Weights, dtype: torch.dtype | None = None, prefix: str = "") -> None:
-    """Give a network its tensors, one after the other: those that weights has under the prefix.
+def fill(
+    network: nn.Module,
+    weights: Weights,
+    dtype: torch.dtype | None = None,
+    prefix: str = "",
+    places: Mapping[str, str] | None = None,
+) -> None:
+    """Give a network its tensors, one after the other.
+
+    Args:
+        network: As `build` gives it.
+        weights: Open, with all of them.
+        dtype: Of its parameters; None takes those that they have.
+        prefix: What each name has before it in the files.
+        places: Name -> name in the files, where they differ otherwise; one that several have is read once.
 
     Raises:
         ValueError: If one is damaged.
     """
-    own = network.state_dict()
-    tensors = {}
-    for key, like in own.items():
+    tensors, read = {}, {}
+    for key, like in network.state_dict().items():
         kind = dtype if dtype is not None and like.is_floating_point() else like.dtype
-        tensors[key] = weights.tensor(prefix + key).to(kind)
+        place = prefix + key if places is None else places[key]
+        if (place, kind) not in read:
+            read[place, kind] = weights.tensor(place).to(kind)
+        tensors[key] = read[place, kind]
     network.load_state_dict(tensors, assign=True)
 
 

@@ -105,6 +105,66 @@ def test_rows_do_not_depend_on_the_batch_and_a_cache_gives_the_same(folders, tmp
     assert cache.identity == cache.identity | source.identity
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_encoders_are_those_of_the_library(folders, precision):
+    """Bit for bit, with tensors that are shared, and buffers that no file has."""
+    import transformers
+
+    t5, clip, both = (load(folders / name, precision=precision) for name, load in LOADERS.items())
+    towers = {"pas/text_encoder": t5.tower, "sd15/text_encoder": clip.tower}
+    parts = zip(("", "_2", "_3"), (*both.clips, both.t5), strict=True)
+    towers |= {f"sd35m/text_encoder{end}": tower for end, tower in parts}
+    for name, tower in towers.items():
+        encoder = tower.encoder
+        network_class = getattr(transformers, type(encoder).__name__)
+        true = network_class.from_pretrained(folders / name, dtype=getattr(torch, precision), local_files_only=True)
+        own, want = (dict(net.named_buffers()) | net.state_dict() for net in (encoder, true))
+        assert list(own) == list(want)
+        assert all(own[key].dtype == want[key].dtype and torch.equal(own[key], want[key]) for key in want)
+        assert len(list(encoder.parameters())) == len(list(true.parameters())) and not encoder.training
+        assert encoder.config.to_dict() | {"_name_or_path": 0} == true.config.to_dict() | {"_name_or_path": 0}
+        assert encoder.config._attn_implementation == true.config._attn_implementation
+        ids = torch.tensor([tower.ids(PROMPTS[:1])[0]])
+        with torch.no_grad():
+            one, two = (net(ids, output_hidden_states=True) for net in (encoder, true))
+        assert torch.equal(one[0], two[0]) and all(map(torch.equal, one.hidden_states, two.hidden_states))
+
+
+def test_tables_of_words_under_two_names_that_differ_are_refused(copy):
+    path = copy / "pas/text_encoder/model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"] + 1}, path)
+    with pytest.raises(ValueError, match=r"shared\.weight and encoder\.embed_tokens\.weight differ"):
+        load_t5(copy / "pas")
+    tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
+    save_file(tensors, path)
+    encoder = load_t5(copy / "pas").tower.encoder
+    assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
+
+
+@pytest.mark.parametrize("name", [*LOADERS, "words", "cache"])
+def test_texts_of_inference_mode_can_be_used_in_training(folders, tmp_path, name):
+    from align3d.models.nets.text import TextEncoder
+
+    if name == "words":
+        source = WordText(TextEncoder(("red",), buckets=16, max_words=6, max_pieces=4, dim=8, layers=1, heads=2))
+    elif name == "cache":
+        source = embed(load_clip(folders / "sd15"), ["a mug"], tmp_path / "c")
+    else:
+        source = LOADERS[name](folders / name)
+    with torch.inference_mode():
+        text = source(["a mug"])
+    for part in (text.states, text.keep, text.pooled):
+        assert part is None or not (part.is_inference() or part.requires_grad)
+
+
+def test_captions_are_cleaned_only_where_that_is_asked_for(folders):
+    """As in the generators' own options."""
+    raw, cleaned = load_t5(folders / "pas"), load_t5(folders / "pas", clean=True)
+    assert (raw.clean, cleaned.clean) == (False, True)
+    assert not torch.equal(raw(["a <b>red</b> mug"]).keep, cleaned(["a <b>red</b> mug"]).keep)
+
+
 def test_offloaded_weights_come_back(folders):
     """The same memory as before, whatever happened to what was there in the meantime."""
     encoder = load_t5(folders / "pas").tower.encoder
@@ -160,7 +220,7 @@ def test_names_that_published_files_have_twice_or_in_vain(copy):
         save_file(tensors | {more: extra}, path, metadata={"format": "pt"})
         assert torch.equal(LOADERS[name](copy / name)(["a mug"]).states, before.states)
         save_file(tensors | {"foo": torch.zeros(2)}, path, metadata={"format": "pt"})
-        with pytest.raises(ValueError, match="1 names or shapes differ, first foo"):
+        with pytest.raises(ValueError, match=r"does not fit .*: 1 unknown, such as foo"):
             LOADERS[name](copy / name)
 
 
@@ -180,20 +240,36 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
 
+def eighth(path: Path) -> None:
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, path, metadata={"format": "pt"})
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def deep(path: Path) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 10**9}))
+    change(path, num_layers=400)
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
         ("text_encoder/model.safetensors", Path.unlink, "is missing; the folder of a network is needed"),
-        ("text_encoder/model.safetensors", cut, "holds no T5EncoderModel, or is damaged"),
-        ("text_encoder/model.safetensors", drop, "names or shapes differ, first"),
-        ("text_encoder/model.safetensors", reshape, "T5EncoderModel"),
+        ("text_encoder/model.safetensors", cut, r"model\.safetensors is damaged"),
+        ("text_encoder/model.safetensors", drop, "does not fit T5EncoderModel: 1 missing, such as encoder"),
+        ("text_encoder/model.safetensors", reshape, "does not fit T5EncoderModel: 1 of another shape"),
+        ("text_encoder/model.safetensors", eighth, "has numbers of type float8_e4m3fn"),
+        ("text_encoder/config.json", lambda p: p.write_text("[]"), "it holds no object"),
+        ("text_encoder/config.json", lambda p: p.write_text("{}" + " " * (1 << 20)), "it has more than"),
+        ("text_encoder/config.json", lambda p: change(p, d_model=1 << 20, vocab_size=1 << 20), "of another shape"),
+        ("text_encoder/config.json", lambda p: change(p, d_ff=1 << 21), "it has d_ff 2097152, expected at most"),
+        ("text_encoder/config.json", lambda p: change(p, num_heads="x"), "describes no T5EncoderModel"),
         ("text_encoder/config.json", Path.unlink, r"config\.json is missing"),
         ("text_encoder/config.json", lambda p: p.write_text("{"), "damaged"),
-        ("text_encoder/config.json", deep, "num_layers 1000000000, expected at most 1000"),
+        ("text_encoder/config.json", deep, "num_layers 400, expected at most 21"),
         ("tokenizer/spiece.model", Path.unlink, r"spiece\.model is missing"),
         ("tokenizer/spiece.model", cut, "damaged, or no tokenizer of T5"),
         ("tokenizer/spiece.model", lambda p: p.write_bytes(b""), "no piece </s>"),

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align3d.files import read_json
-from align3d.models.text import Text, check_lengths
+from align3d.models.text import Text, check_lengths, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -221,6 +221,7 @@ class PromptCache:
         """Of the text encoder that made it."""
         return self.about["encoder"]
 
+    @plain
     def __call__(self, prompts: Sequence[str]) -> Text:
         """The encoded prompts; no gradient.
 

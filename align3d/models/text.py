@@ -11,6 +11,7 @@ two and the same with _2 and _3 (SD3.5: CLIP-L, CLIP-G, T5). Nothing is download
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -88,6 +89,22 @@ def moved(module: nn.Module, device: str | torch.device) -> Iterator[None]:
             tensor.data = data
 
 
+def plain(call: Callable[[Any, Sequence[str]], Text]) -> Callable[[Any, Sequence[str]], Text]:
+    """The call of a text source whose texts have no gradient and can be used in training, wherever it is called.
+
+    What is computed in inference mode could not.
+    """
+
+    @functools.wraps(call)
+    def called(self: Any, prompts: Sequence[str]) -> Text:
+        import torch
+
+        with torch.inference_mode(False), torch.no_grad():
+            return call(self, prompts)
+
+    return called
+
+
 @dataclass(eq=False)
 class Tower:
     """A tokenizer and its encoder."""
@@ -101,7 +118,7 @@ class Tower:
     tells: bool = True  # whether it warns of the first text that is cut; not where another tower reads more of it
 
     def __call__(self, texts: Sequence[str], masked: bool = False, **options: Any) -> tuple[Any, Tensor]:
-        """What the encoder gives, and which ids are tokens (B, T'); no gradient.
+        """What the encoder gives, and which ids are tokens (B, T').
 
         Args:
             texts: What to encode.
@@ -116,7 +133,7 @@ class Tower:
         sizes = torch.tensor([len(row) for row in ids], device=self.device)
         keep = (torch.arange(length, device=self.device) < sizes[:, None]).long()
         where = moved(self.encoder, self.device) if self.offload else contextlib.nullcontext()
-        with where, torch.inference_mode(False), torch.no_grad():  # inference tensors could not be used in training
+        with where:
             options |= {"attention_mask": keep} if masked else {}
             return self.encoder(input_ids=rows, **options), keep
 
@@ -148,8 +165,9 @@ class T5Text:
 
     tower: Tower
     files: Mapping[str, Sequence[Path]]  # what -> files that decide what comes out
-    clean: bool = True  # whether captions are cleaned as the pipeline does; else lower case only
+    clean: bool  # whether captions are cleaned as the pipeline does; else lower case only
 
+    @plain
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Texts of `tower.tokens` tokens; longer ones are cut."""
         import torch.nn.functional as F
@@ -176,6 +194,7 @@ class ClipText:
     tower: Tower
     files: Mapping[str, Sequence[Path]]
 
+    @plain
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Texts of 77 tokens, all of them kept; longer ones are cut."""
         check_lengths(prompts)
@@ -199,6 +218,7 @@ class SD3Text:
     t5: Tower
     files: Mapping[str, Sequence[Path]]
 
+    @plain
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Texts of 77 + 256 tokens, all of them kept; longer ones are cut."""
         import torch
@@ -225,14 +245,12 @@ class WordText:
 
     network: nn.Module  # a nets.text.TextEncoder
 
+    @plain
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Texts of `max_words` tokens; words beyond the last are dropped."""
-        import torch
-
         check_lengths(prompts)
-        with torch.inference_mode(False), torch.no_grad():
-            ids = self.network.tokenize(prompts).to(next(self.network.parameters()).device)
-            states, keep = self.network(ids)
+        ids = self.network.tokenize(prompts).to(next(self.network.parameters()).device)
+        states, keep = self.network(ids)
         keep = keep.to(states)
         return Text((states * keep[..., None]).float(), keep.float())
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from align3d.files import read_json
 from align3d.pretrained.clip import MAX_TOKENIZER, quiet, tokenizer, tokenizer_files
-from align3d.weights import Weights
+from align3d.weights import NotItsWeights, Weights, fill, parameters_on_meta, require_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 Precision = Literal["bfloat16", "float32"]
 
 MAX_SIZE = 1 << 20  # of a number in an encoder's config.json that counts something; more is damage
-MAX_LAYERS = 1000
+UNREAD = ("attn_implementation", "dtype", "torch_dtype", "quantization_config")  # of config.json; ours, or for none
+OUTER = "text_model."
+IGNORED = ".position_ids"  # how keys end that older libraries wrote and nothing reads
 T5_TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 def load_t5(
-    folder: Path, device: str = "cpu", precision: Precision = "bfloat16", offload: bool = False, clean: bool = True
+    folder: Path, device: str = "cpu", precision: Precision = "bfloat16", offload: bool = False, clean: bool = False
 ) -> T5Text:
     """The text source of PixArt-Sigma: T5-XXL from text_encoder/ and tokenizer/.
 
@@ -35,7 +37,7 @@ def load_t5(
         device: Where it computes, and where the texts are.
         precision: Of weights and states. T5-XXL takes 9.5 GB in bfloat16; float16 overflows in T5.
         offload: Whether the weights stay on the CPU and are moved for each batch.
-        clean: Whether captions are cleaned as the published pipeline does.
+        clean: Whether captions are cleaned as the pipeline of PixArt-Sigma does; else lower case only.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -86,25 +88,24 @@ def _tower(
     from align3d.models.text import Tower
 
     tokenizer, weights = folder / f"tokenizer{end}", folder / f"text_encoder{end}"
-    variant, files = weight_files(weights)
+    files = weight_files(weights)
     tokenize, pad, used = (_t5_tokenizer if kind == "t5" else _clip_tokenizer)(tokenizer)
-    encoder = _encoder(kind, weights, variant, getattr(torch, precision))
+    encoder = _encoder(kind, weights, getattr(torch, precision))
     if not offload:
         encoder.to(device)
     found = {"weights": [weights / "config.json", *files], "tokenizer": used}
     return Tower(tokenize, encoder, tokens, pad, device, offload, tells=kind != "pooled"), found
 
 
-def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
-    """The variant (None or "fp16") and the files of an encoder's weights, shards in order.
+def weight_files(folder: Path) -> list[Path]:
+    """The files of an encoder's weights, shards in order.
 
     Raises:
         FileNotFoundError: If config.json or weights are missing.
         ValueError: If the list of shards is damaged.
     """
     _need(folder / "config.json")
-    files = sorted(set(Weights.find(folder, "model").paths.values()))
-    return "fp16" if any(".fp16" in path.name for path in files) else None, files
+    return sorted(set(Weights.find(folder, "model").paths.values()))
 
 
 def _need(path: Path) -> Path:
@@ -113,8 +114,10 @@ def _need(path: Path) -> Path:
     return path
 
 
-def _encoder(kind: str, folder: Path, variant: str | None, precision: torch.dtype) -> nn.Module:
+def _encoder(kind: str, folder: Path, precision: torch.dtype) -> nn.Module:
     """A frozen encoder, all of its weights and no others, on the CPU.
+
+    There is no memory for them before all names and shapes are right.
 
     Raises:
         ValueError: If config.json or the weights are damaged, or do not belong together.
@@ -122,33 +125,84 @@ def _encoder(kind: str, folder: Path, variant: str | None, precision: torch.dtyp
     import transformers
 
     names = {"t5": "T5EncoderModel", "clip": "CLIPTextModel", "pooled": "CLIPTextModelWithProjection"}
-    network_class = getattr(transformers, names[kind])
-    try:
-        _check_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        with quiet():
-            encoder, info = network_class.from_pretrained(
-                folder, dtype=precision, variant=variant, use_safetensors=True, local_files_only=True,
-                output_loading_info=True, ignore_mismatched_sizes=False,
-            )  # fmt: skip
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever transformers makes of files that it was not written for
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{folder} holds no {names[kind]}, or is damaged ({said}); copy it again") from error
-    wrong = sorted({str(key) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[what]})
-    if wrong:
-        raise ValueError(f"{folder} does not fit {names[kind]}: {len(wrong)} names or shapes differ, first {wrong[0]}")
+    values, weights = read_json(folder / "config.json"), Weights.find(folder, "model")
+    with weights:
+        try:
+            encoder, places = _unread(getattr(transformers, names[kind]), values, weights, precision)
+        except NotItsWeights as error:
+            raise ValueError(f"{folder} does not fit {names[kind]}: {error}") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever transformers makes of values that it was not written for
+            if str(folder) in str(error):  # of the weights
+                raise
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"{folder / 'config.json'} describes no {names[kind]} ({said}); copy it again") from error
+        fill(encoder, weights, precision, places=places)
+    encoder.tie_weights()  # what is there twice has memory once
     return encoder.requires_grad_(False).eval()
 
 
-def _check_config(values: Any) -> None:
+def _unread(
+    network_class: type, values: dict[str, Any], weights: Weights, precision: torch.dtype
+) -> tuple[Any, dict[str, str]]:
+    """An encoder without memory for its parameters, and under which name of the file each of its tensors is.
+
+    Raises:
+        NotItsWeights: If the files have other tensors.
+        ValueError: If config.json has absurd numbers.
+    """
+    import torch
+
+    _check_config(values, layers=len(weights.shapes))
+    values = {key: value for key, value in values.items() if not key.startswith("_") and key not in UNREAD}
+
+    def make() -> Any:
+        config = network_class.config_class.from_dict(values)  # a new one each time: networks write into it
+        config.dtype = precision
+        return network_class(config)
+
+    with quiet(), torch.random.fork_rng(devices=[]):  # initial values would come from the global generator
+        with torch.device("meta"):
+            network = make()
+        places = _places(network, weights)
+        require_keys(network, {name: weights.shapes[key] for name, key in places.items()})
+        with parameters_on_meta():
+            return make(), {name: places[name] for name in network.state_dict()}
+
+
+def _places(network: nn.Module, weights: Weights) -> dict[str, str]:
+    """Name -> name in the files: without the outer name that older libraries gave, and shared tensors under all names.
+
+    Raises:
+        NotItsWeights: If one tensor is there under two names, with other numbers under each.
+    """
+    own = network.state_dict(keep_vars=True)
+    outer = "" if any(name.startswith(OUTER) for name in own) else OUTER
+    keys = [key for key in weights.shapes if not key.endswith(IGNORED)]
+    places = {key.removeprefix(outer): key for key in keys}
+    if len(places) < len(keys):
+        raise NotItsWeights(f"names are there twice, with {outer} before them and without")
+    shared: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        shared.setdefault(id(tensor), []).append(name)
+    for names in shared.values():
+        found = [name for name in names if name in places]
+        if len(found) > 1:
+            first, *others = (weights.tensor(places[name]) for name in found)
+            if not all(first.equal(other) for other in others):
+                raise NotItsWeights(f"{' and '.join(found)} differ")
+        if found:
+            places |= dict.fromkeys(names, places[found[0]])
+    return places
+
+
+def _check_config(values: dict[str, Any], layers: int) -> None:
     """Refuse numbers that would take memory or time without end."""
-    if not isinstance(values, dict):
-        raise ValueError("config.json holds no object")
     for key, value in values.items():
-        most = MAX_LAYERS if "layers" in key else MAX_SIZE
+        most = layers if "layers" in key else MAX_SIZE
         if isinstance(value, (int, float)) and not -1 <= value <= most:
-            raise ValueError(f"config.json has {key} {value}, expected at most {most}")
+            raise ValueError(f"it has {key} {value}, expected at most {most}")
 
 
 def _t5_tokenizer(folder: Path) -> tuple[Callable, int, list[Path]]:
