@@ -158,6 +158,7 @@ def test_parameters_of_other_threads_have_memory():
 
     def second():
         with parameters_on_meta():
+            threads[0].join(5)
             found["second"] = nn.Linear(2, 2).weight.device.type
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
@@ -165,7 +166,7 @@ def test_parameters_of_other_threads_have_memory():
     inside.wait(5)
     threads[1].start()
     found["third"] = nn.Linear(2, 2).weight.device.type
-    threads[1].join(0.05)  # it waits for the first, or would be done
+    threads[1].join(0.1)  # it begins while the first is inside, and ends after it
     done.set()
     for thread in threads:
         thread.join(5)
