@@ -8,11 +8,11 @@ normalisation is folded into the convolutions when weights are read.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from align3d.pretrained.once import read_once
 from align3d.rewards.preprocess import normalize, resize
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def weights_path(folder: Path) -> Path:
     return found[0]
 
 
-@functools.lru_cache(maxsize=2)
+@read_once(2)
 def network(path: Path, device: torch.device) -> Network:
     """The network's convolutions, batch normalisation folded in; read once for each file and device, float32.
 
