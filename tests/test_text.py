@@ -366,3 +366,11 @@ def test_what_is_cut_is_told_once(folders, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.testing.assert_close(source(long).states, text.states[:2])
+
+
+@pytest.mark.parametrize("name", ["pas", "sd15"])
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused(copy, name):
+    path = copy / name / "text_encoder/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 10}))
+    with pytest.raises(ValueError, match=r"tokenizer.*10"):
+        LOADERS[name](copy / name)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align3d.models.prompt_cache import check_identity
-from align3d.models.text import T5_TOKENS, Text, check_lengths
+from align3d.models.text import T5_TOKENS, Text, check_lengths, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,6 +85,7 @@ class PublicCache:
         """As much as is known of the text encoder: there is no hash of its files."""
         return {"encoder": "t5", "tokens": T5_TOKENS, "width": self.width, "pooled": 0}
 
+    @plain
     def __call__(self, prompts: Sequence[str]) -> Text:
         """The encoded prompts, float32; no gradient.
 

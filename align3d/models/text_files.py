@@ -89,7 +89,9 @@ def _tower(
 
     tokenizer, weights = folder / f"tokenizer{end}", folder / f"text_encoder{end}"
     files = weight_files(weights)
-    tokenize, pad, used = (_t5_tokenizer if kind == "t5" else _clip_tokenizer)(tokenizer)
+    words = read_json(_need(weights / "config.json")).get("vocab_size")  # ids beyond it would be an error on the GPU
+    read = _t5_tokenizer if kind == "t5" else _clip_tokenizer
+    tokenize, pad, used = read(tokenizer, words if isinstance(words, int) else None)
     encoder = _encoder(kind, weights, getattr(torch, precision))
     if not offload:
         encoder.to(device)
@@ -205,7 +207,7 @@ def _check_config(values: dict[str, Any], layers: int) -> None:
             raise ValueError(f"it has {key} {value}, expected at most {most}")
 
 
-def _t5_tokenizer(folder: Path) -> tuple[Callable, int, list[Path]]:
+def _t5_tokenizer(folder: Path, words: int | None) -> tuple[Callable, int, list[Path]]:
     """T5's tokenizer, from tokenizer.json or, without the sentencepiece library, from spiece.model."""
     from tokenizers import Tokenizer
 
@@ -220,6 +222,8 @@ def _t5_tokenizer(folder: Path) -> tuple[Callable, int, list[Path]]:
         pad = tokenizer.token_to_id("<pad>")
         if pad is None or not tokenizer.encode("").ids:
             raise ValueError("it knows no <pad>, or adds no end to a text")
+        if words is not None and tokenizer.get_vocab_size() > words:
+            raise ValueError(f"it has {tokenizer.get_vocab_size()} tokens, the encoder knows {words}")
         tokenizer.no_truncation()
         tokenizer.no_padding()
     except Exception as error:  # the library raises plain Exceptions
@@ -227,9 +231,9 @@ def _t5_tokenizer(folder: Path) -> tuple[Callable, int, list[Path]]:
     return lambda texts: [tokenizer.encode(text).ids for text in texts], pad, [path]
 
 
-def _clip_tokenizer(folder: Path) -> tuple[Callable, int, list[Path]]:
+def _clip_tokenizer(folder: Path, words: int | None) -> tuple[Callable, int, list[Path]]:
     """CLIP's tokenizer, and what it pads with."""
-    found = tokenizer(folder)
+    found = tokenizer(folder, words)
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
         with quiet():  # of texts that are too long

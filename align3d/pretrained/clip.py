@@ -7,7 +7,6 @@ and shapes of the whole have to fit before memory of their size is asked for.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from align3d import files
 from align3d.pretrained.once import read_once
 from align3d.weights import NotItsWeights, Weights, fill, parameters_on_meta, require_keys
 
@@ -209,13 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the folder of a CLIP is needed as it was published")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({_line(error)}); copy it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no object; copy it again")
-    return values
+    return files.read_json(path)
 
 
 def read_sizes(path: Path) -> Sizes:
