@@ -358,13 +358,11 @@ def main(args: Sequence[str] | None = None) -> None:
     sizes, kinds, updates, out = (given.pop(name) for name in ("batch_sizes", "gradient_at", "updates", "out"))
     if min([*sizes, updates, given["sampled"]]) < 1:
         raise SystemExit("batch sizes, --updates and --sampled must be at least 1")
-    given["device"] = given["device"] or device(given["size"])
-    setup = Setup(**given | {"objects": given["objects"] or max(sizes)})
-    odd = [size for size in sizes if setup.objects % size]
+    objects = given["objects"] or max(sizes)
+    odd = [size for size in sizes if objects % size]
     if odd:
-        raise SystemExit(
-            f"--objects {setup.objects} is no multiple of batch size {odd[0]}; all rows train the same ones"
-        )
+        raise SystemExit(f"--objects {objects} is no multiple of batch size {odd[0]}; all rows train the same ones")
+    setup = Setup(**given | {"objects": objects, "device": given["device"] or device(given["size"])})
     bench = Bench(setup)
     rows = [Row(PUBLIC, 1), *(Row(kind, size) for kind in kinds for size in sizes)]
     for update in range(updates + 1):

@@ -10,10 +10,10 @@ from align3d.diffusion.schedule import DiscreteVP
 from align3d.diffusion.transition import score_scale
 from align3d.models.diffsplat import DiffSplat, TextCond, plucker_rays_published
 from align3d.models.lora import Adapter
-from align3d.models.published import AZIMUTHS, ELEVATION, LAYERS, VIEWS
+from align3d.models.published import LAYERS, VIEWS
 from align3d.models.splat_maps import SplatMaps
 from align3d.models.text import Text
-from align3d.scenes.cameras import orbit
+from align3d.scenes.cameras import canonical
 from align3d.weights import load_part
 
 HERE = Path(__file__).parent / "data" / "released"
@@ -32,11 +32,11 @@ def model():
     from align3d.models.nets.denoisers import PixArt, stock_config
 
     network = load_part(PixArtTransformer2DModel, HERE / "transformer_ema", torch.float32, stock_config).eval()
-    schedule, azimuth = DiscreteVP(), torch.tensor([AZIMUTHS])
+    schedule = DiscreteVP()
     denoiser = PixArt(network, VIEWS, schedule.index)
     adapter = Adapter(network, 4, 8.0, LAYERS["all"])
     adapter.load(HERE / "adapter")
-    cameras = orbit(azimuth, torch.full_like(azimuth, ELEVATION), height=256, width=256)
+    cameras = canonical(1, 256, 256)
     rays = plucker_rays_published(cameras, 8, 8)
     parts = {"codec": torch.nn.Identity(), "text": list, "schedule": schedule, "cameras": cameras, "maps": SplatMaps()}
     shape = {"latent_shape": (VIEWS, 4, 8, 8), "plucker": rays, "prediction": "epsilon"}
