@@ -126,9 +126,13 @@ class Peers:
         try:
             code = self.account(ending, store or self.store, between)
         except RuntimeError:  # no store, so no notes: those with something of their own to say say it
-            code = ending.code
-            if ending.kind == "fault" or (ending.kind == "echo" and self.rank == (0 if self.host is None else 1)):
-                say(ending.text if ending.kind == "fault" else self.gone([0] if self.host == 0 else []))
+            code, speaks = ending.code, self.rank == (0 if self.host is None else 1)
+            if ending.kind == "fault" or (ending.kind == "together" and code and speaks):
+                say(ending.text)
+            elif ending.kind == "echo" or self.host == 0:  # the first, who keeps the store to the end, has died
+                code = code or 1
+                if speaks:
+                    say(self.gone([0] if self.host == 0 else []))
         self.done.set()
         if threading.current_thread() is not self.thread:
             self.thread.join()
