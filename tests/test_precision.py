@@ -183,3 +183,12 @@ def test_a_wide_linear_layer_is_the_plain_one():
     assert torch.equal(plain(x.float()), true)
     with torch.autocast("cpu", torch.bfloat16):
         assert plain(x).dtype == torch.bfloat16
+
+
+def test_a_wide_linear_layer_needs_no_numbers():
+    layer = WideLinear(5, 4, bias=False, device="meta")
+    x = torch.empty(2, 3, 5, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    out = layer(x)
+    assert out.is_meta and out.dtype == torch.float32 and out.shape == (2, 3, 4)
+    grads = torch.autograd.grad(out.sum(), (x, layer.weight))
+    assert [(grad.shape, grad.dtype) for grad in grads] == [(x.shape, x.dtype), (layer.weight.shape, torch.float32)]

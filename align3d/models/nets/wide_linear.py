@@ -20,9 +20,14 @@ class WideLinear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*S i"]) -> Float[Tensor, "*S o"]:
         """The product. Under autocast, which casts by itself, that of nn.Linear."""
-        if input.dtype == self.weight.dtype or torch.is_autocast_enabled(input.device.type):
+        if input.dtype == self.weight.dtype or _casts(input.device.type):
             return super().forward(input)
         return _Product.apply(input, self.weight)
+
+
+def _casts(device: str) -> bool:
+    """Whether autocast is on; on "meta", which has none, torch would raise."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class _Product(torch.autograd.Function):
