@@ -7,9 +7,10 @@ update come in one batch, in several rollouts or in several processes.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from align3d.rng import Streams
@@ -88,6 +89,7 @@ class Trainer:
     times: Tensor
     state: State
     split: Split
+    warned: set[str] = field(default_factory=set)  # of what, so that it is said once
 
     @classmethod
     def start(cls, model: BaseModel, method: Method, score: Score, prompts: Sequence[str], loop: Loop) -> Trainer:
@@ -208,6 +210,7 @@ class Trainer:
             loss = float(step.loss.detach())
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss} in update {update + 1}, with {quoted(prompts)}")
+            self.warn_of_dead(update, step.dead, len(prompts))
             self.split.enter("adapter")
             (step.loss / self.loop.accumulate).backward()
             self.split.enter(None)
@@ -223,6 +226,17 @@ class Trainer:
                 f"method {type(self.method).__name__} ended a rollout without update=True on its last loss"
             )
         return None
+
+    def warn_of_dead(self, update: int, dead: Sequence[str], size: int) -> None:
+        """Say, the first time that it happens, that some samples of a batch teach nothing."""
+        if not dead or "dead" in self.warned:
+            return
+        self.warned.add("dead")
+        print(
+            f"align3d: warning: update {update + 1}: the reward has no gradient for {len(dead)} of {size} samples, "
+            f"with {quoted(dead)}; it is saturated or clipped there, or does not see the object (said once)",
+            file=sys.stderr,
+        )
 
     def step(self, update: int, rollouts: list[tuple[list[str], Iterator[StepLoss]]]) -> float:
         """Average the gradients over the processes, clip, step; returns their norm before clipping."""

@@ -83,6 +83,7 @@ class StepLoss:
     loss: Tensor  # scalar
     metrics: dict[str, Any]  # scalars to log
     update: bool = True  # whether the optimiser steps after this loss
+    dead: Sequence[str] = ()  # prompts of the samples whose reward gave no gradient, one for each; to be warned of
 
 
 @runtime_checkable

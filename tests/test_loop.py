@@ -155,6 +155,20 @@ def test_a_metric_may_not_take_the_name_of_the_loops_own():
         fit(FakeModel(), Counting(), FakeScore(), PROMPTS, SMALL, progress=False)
 
 
+def test_samples_without_gradient_are_told_of_once(capsys):
+    class Dead(FakeMethod):
+        """Learns nothing from the first sample, from the third update on."""
+
+        def losses(self, model, score, times, prompts, rng):
+            for step in super().losses(model, score, times, prompts, rng):
+                yield replace(step, dead=prompts[:1] if rng.shared[1] >= 2 else ())
+
+    train(method=Dead(), prompts=PROMPTS[:1])
+    (line,) = capsys.readouterr().err.splitlines()
+    want = "align3d: warning: update 3: the reward has no gradient for 1 of 4 samples, with prompt 'a red cube'; "
+    assert line.startswith(want)
+
+
 def test_one_graph_is_gone_before_the_next_is_built():
     method = FakeMethod(graphs=3, rounds=2)
     train(method=method)
