@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-NUMBERS = ("prepared", "before")  # fields of State in state.json
+NUMBERS = ("prepared", "before", "reward")  # fields of State in state.json
 ADAM = ("step", "exp_avg", "exp_avg_sq")  # what torch.optim.AdamW keeps for each parameter it has moved
 MAY_CHANGE = (  # without changing an update
     *("loop.updates", "loop.minutes", "loop.checkpoint_every", "loop.keep", "loop.sample_every"),
@@ -55,6 +55,7 @@ class State:
     ema: dict[str, Tensor]  # running mean of each of them; empty without one
     prepared: dict[str, float] = field(default_factory=dict)  # options of the method that its `prepare` has set
     before: dict[str, float] = field(default_factory=dict)  # what that took, which counts for the first update
+    reward: dict[str, float] = field(default_factory=dict)  # what a reward goes by that knows what the run has seen
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, copied to the CPU."""

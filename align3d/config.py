@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from align3d.methods import METHODS
 from align3d.models import MODELS
 from align3d.rewards import REWARDS
+from align3d.rewards.combined import Combined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
 
 def described(part: Any, name: str | None = None) -> dict[str, Any]:
-    """A part's name, if it has one, and its fields, if it is a dataclass."""
-    values = {f.name: getattr(part, f.name) for f in fields(part)} if is_dataclass(part) else {}
+    """A part's name, if it has one, and its fields, if it is a dataclass; of a sum of rewards, its terms."""
+    values = {f.name: getattr(part, f.name) for f in fields(part) if f.init} if is_dataclass(part) else {}
+    if isinstance(part, Combined):
+        terms = part.terms.items()
+        values = {"terms": {name: described(term) | {"reward": of_reward(term.reward)} for name, term in terms}}
     return values if name is None else {"name": name, **values}
 
 
@@ -28,10 +32,20 @@ def name_of(part: Any, table: Mapping[str, str]) -> str:
     return next((name for name, known in table.items() if known == path), path)
 
 
-def of_reward(reward: Any) -> dict[str, Any]:
-    """A reward's name and fields; those of the function, where it is a plain one."""
+def of_reward(reward: Any, called: str | None = None) -> dict[str, Any]:
+    """A reward's name and fields; those of the function, where it is a plain one.
+
+    Args:
+        reward: As `as_reward` makes it.
+        called: By the user; the name of a sum, and of what no table has.
+    """
     inner = getattr(reward, "function", reward)
-    return described(inner, name_of(inner, REWARDS))
+    name = name_of(inner, REWARDS)
+    if isinstance(inner, Combined):
+        name = called or "combined"
+    elif called is not None and name not in REWARDS:
+        name = called
+    return described(inner, name)
 
 
 def of_python(model: BaseModel, method: Method, score: Score, loop: Any, watch: Any = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "transformers", "peft")  # whose versions a run records
 MAX_JSON = 1 << 24  # bytes of a JSON file, or of one line of metrics, that we are willing to read
+TERM = "term_"  # how the columns of the terms of a combined reward begin
 WATCHED = "watch_"  # how the columns of a look begin; some have an error beside them, ..._error
 MAX_SHOWN = 1e9  # seconds; a longer time left is not worth a number
 

@@ -172,7 +172,10 @@ def check(model: BaseModel, method: Method, score: Score, prompts: Sequence[str]
         raise ValueError(f"{type(model).__name__} has no trainable adapter; load it with one (a rank above 0)")
     reward = getattr(score, "reward", None)  # a bare function may score too, and is trusted
     if method.needs_gradient and not getattr(reward, "differentiable", True):
-        needs = f"method {type(method).__name__} needs the gradient of the reward, and reward {type(reward).__name__}"
+        terms = getattr(reward, "terms", {})
+        flat = [name for name, term in terms.items() if not term.reward.differentiable]
+        who = " and ".join(flat) or type(reward).__name__
+        needs = f"method {type(method).__name__} needs the gradient of the reward, and reward {who}"
         raise ValueError(f"{needs} has none; choose a differentiable reward, or a method that does without")
     if hasattr(method, "check"):
         method.check(model, sampling_times(model), group)

@@ -46,6 +46,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def step(self) -> int:
+        """The step that the batch is of: an update, counted from 0, or below 0 what precedes the first."""
+        return int(self.shared[1])
+
     def common(self, purpose: str) -> torch.Generator:
         """A generator for a choice that all samples and processes share."""
         return stream(*self.shared, purpose)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from align3d.log import TERM
 from align3d.rng import Streams
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 BEFORE = -1  # the step whose randomness `prepare` gets
 PREPARE_ROWS = 8  # samples that `prepare` sees, at most: all processes hold all of them
+MEASURED = 32  # samples by which a reward is scaled before the first update, or some more to have whole groups
+AT_A_TIME = 4  # of them, about
 
 
 @dataclass(frozen=True)
@@ -111,27 +114,70 @@ class Trainer:
         return cls(model, method, score, prompts, loop, times, state, Split(times))
 
     def prepared(self) -> Trainer:
-        """The same with the method's own preparations made, which count as part of the first update."""
+        """The same with the reward measured and the method's own preparations made; both count for the first update."""
         from align3d import distributed
         from align3d.timing import TimedModel
 
-        if not hasattr(self.method, "prepare"):
+        measured = self.memory is not None and self.memory.scales
+        if not measured and not hasattr(self.method, "prepare"):
             return self
-        begun = time.perf_counter()
-        # All processes see the same rows, which are the first of the batch of one process: same result everywhere.
-        size = min(PREPARE_ROWS, self.loop.batch_size * self.loop.accumulate * distributed.world())
-        rng = Streams.batch(self.loop.seed, BEFORE, 0, size, self.loop.group)
-        model, score = TimedModel(self.model, self.split), self.split.score(self.score)
-        method = self.method.prepare(model, score, self.times, draw(self.prompts, rng), rng)
-        method = distributed.agree(method, self.times)
-        self.state.prepared.update(changed(self.method, method))
+        begun, method = time.perf_counter(), self.method
+        if measured:
+            self.measure(self.memory)
+        if hasattr(method, "prepare"):
+            # All processes see the same rows, which are the first of the batch of one process: same result everywhere.
+            size = min(PREPARE_ROWS, self.loop.batch_size * self.loop.accumulate * distributed.world())
+            rng = Streams.batch(self.loop.seed, BEFORE, 0, size, self.loop.group)
+            model, score = TimedModel(self.model, self.split), self.split.score(self.score)
+            method = method.prepare(model, score, self.times, draw(self.prompts, rng), rng)
+            method = distributed.agree(method, self.times)
+            self.state.prepared.update(changed(self.method, method))
+        if self.memory is not None:
+            self.memory.advance({})  # what `prepare` has seen is of other noise levels
         spent = self.split.take()
         self.state.before.update({"seconds": time.perf_counter() - begun} | spent)
         return replace(self, method=method)
 
+    @property
+    def memory(self) -> Any:
+        """The reward, if it goes by what the run has seen so far, as rewards.combined does; else None."""
+        reward = getattr(self.score, "reward", None)
+        return reward if hasattr(reward, "advance") else None
+
+    def measure(self, reward: Any) -> None:
+        """Show a reward samples of the model as it is, the same ones in all processes and for all batch sizes."""
+        import torch
+
+        from align3d.diffusion.sampler import rollout
+        from align3d.timing import TimedModel
+
+        group = self.loop.group
+        size = group * max(1, AT_A_TIME // group)
+        model, score = TimedModel(self.model, self.split), self.split.score(self.score)
+        with torch.no_grad(), reward.measuring():
+            for first in range(0, MEASURED, size):
+                rng = Streams.batch(self.loop.seed, BEFORE, first, size, group)
+                prompts = draw(self.prompts, rng)
+                x0 = rollout(model, prompts, self.times, rng, keep=False).x[:, -1]
+                score(model.decode(x0), prompts, rng)
+            reward.advance(reward.seen())
+        self.state.reward.update(reward.numbers)
+
     def resumed(self) -> Trainer:
-        """The same with the method as it was prepared before the first update of the run, from the loaded state."""
+        """The same as it was before the first update of the run, and its reward as after the last, from the state."""
+        if self.memory is not None:
+            self.memory.restore(self.state.reward)
         return replace(self, method=replace(self.method, **self.state.prepared)) if self.state.prepared else self
+
+    def settle(self) -> dict[str, float]:
+        """Let the reward take over what all processes have seen in an update; the means of its terms."""
+        from align3d import distributed
+
+        if self.memory is None:
+            return {}
+        means = self.memory.advance(distributed.average_numbers(self.memory.seen()))
+        self.state.reward.update(self.memory.numbers)
+        return {f"{TERM}{name}": mean for name, mean in means.items()}
 
     def update(self, update: int) -> dict[str, Any]:
         """As `learn`; if something in it is not finite, the error says in which update."""
@@ -170,7 +216,7 @@ class Trainer:
             raise ValueError(
                 f"method {type(self.method).__name__} gave no loss with update=True in update {update + 1}"
             )
-        numbers = {name: sum(values) / len(values) for name, values in seen.items()}
+        numbers = {name: sum(values) / len(values) for name, values in seen.items()} | self.settle()
         spent = self.split.take()  # waits for a GPU, so before the clock is read
         first = {"seconds": time.perf_counter() - begun} | spent
         if update == 0:

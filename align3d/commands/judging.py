@@ -127,7 +127,7 @@ def told(name: str, part: Any) -> dict[str, Any]:
 
     An object's text may hold its address. `incidental`, a set of names, says which options change no number.
     """
-    kept = (type(None), bool, int, float, str, Path, tuple, list, set, frozenset)
+    kept = (type(None), bool, int, float, str, Path, tuple, list, set, frozenset, dict)
     incidental = getattr(part, "incidental", ())
     own = described(part, name).items()
     return {key: value for key, value in own if isinstance(value, kept) and key not in incidental}

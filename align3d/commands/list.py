@@ -9,7 +9,7 @@ import tyro
 
 from align3d import recipes
 from align3d.commands import TABLES
-from align3d.commands.flags import load_part, table
+from align3d.commands.parts import load_part, table
 
 Kind = Literal["all", "models", "methods", "rewards", "scenes", "features", "recipes"]
 

@@ -16,7 +16,7 @@ from align3d.commands.earlier import model_of
 from align3d.commands.flags import value_of
 from align3d.commands.inputs import MAX_SEED, check_range, choose_prompts, load_model, read_prompts
 from align3d.commands.listed import listed
-from align3d.config import described
+from align3d.config import described, of_reward
 from align3d.log import WATCHED
 
 if TYPE_CHECKING:
@@ -126,9 +126,9 @@ def run(
     score = Scorer(as_reward(reward), cameras, options.noise, options.background)
     if options.skip_unknown:
         prompts = known(prompts, {names["reward"]: score.reward})
-    score.check(prompts)
-    parts = {"model": model, "method": method, "reward": reward}
-    config = {kind: described(part, names[kind]) for kind, part in parts.items()}
+    score.check(prompts, loop.group)
+    config = {"model": described(model, names["model"]), "method": described(method, names["method"])}
+    config["reward"] = of_reward(score.reward, names["reward"])
     config |= {"loop": asdict(loop), "cameras": asdict(cameras)}
     config |= {"noise": options.noise, "background": options.background}
     if options.recipe is not None:

@@ -65,12 +65,23 @@ class Scorer:
         if len(self.background) != 3 or not all(0 <= value <= 1 for value in self.background):
             raise ValueError(f"background must be three numbers from 0 to 1, got {self.background}")
 
-    def check(self, prompts: Sequence[str]) -> None:
+    @property
+    def whole_groups(self) -> bool:
+        """Whether samples of a prompt must be scored together, as the reward compares them."""
+        return bool(getattr(self.reward, "whole_groups", False))
+
+    def check(self, prompts: Sequence[str], group: int = 1) -> None:
         """Refuse early what the reward cannot score.
+
+        Args:
+            prompts: All that may come.
+            group: Samples of a prompt in a row.
 
         Raises:
             ValueError: As the reward says.
         """
+        if hasattr(self.reward, "check_batch"):
+            self.reward.check_batch(getattr(self.cameras, "views", None), group)
         check_prompts(self.reward, prompts)
 
     def __call__(self, scene: Scene, prompts: Sequence[str], rng: Streams) -> Float[Tensor, "B"]:
@@ -95,8 +106,8 @@ class Scorer:
         if self.noise and views.rgb is not None:
             noise = rng.normal("render noise", tuple(views.rgb.shape[1:]), like=views.rgb)
             views = replace(views, rgb=(views.rgb + self.noise * noise).clamp(0, 1))
-        score = call_reward(self.reward, name_of(self.reward), views, prompts)
-        return score.mean(1)
+        reward = self.reward.within(rng) if hasattr(self.reward, "within") else self.reward
+        return call_reward(reward, name_of(self.reward), views, prompts).mean(1)
 
 
 def as_reward(thing: Any) -> Reward:
