@@ -133,6 +133,9 @@ def filled(make: Any, device: str, dtype: torch.dtype | None = None) -> nn.Modul
 
     from align3d.weights import parameters_on_meta
 
+    if device == "meta":  # sizes alone
+        with torch.device(device):
+            return torch.nn.Module.to(make(), dtype).requires_grad_(False).eval()  # diffusers' own would warn
     with torch.random.fork_rng(devices=[]), parameters_on_meta():
         network = make()
     rng, tensors = torch.Generator(device).manual_seed(0), {}

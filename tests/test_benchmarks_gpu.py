@@ -148,3 +148,32 @@ def test_what_cannot_be_compared_is_refused():
         gpu_step.main(["--batch-sizes", "2", "3", "--objects", "4"])
     with pytest.raises(SystemExit, match="at least 1"):
         gpu_step.main(["--updates", "0"])
+
+
+def test_what_is_kept_is_counted_once_and_without_weights():
+    import activations
+
+    weight, bias = torch.empty(5, 4, device="meta"), torch.empty(5, device="meta")
+    x = torch.empty(3, 4, device="meta", requires_grad=True)
+
+    def layers():
+        y = torch.nn.functional.linear(x, weight, bias)  # with a frozen weight, that alone is needed
+        return (y.exp() + y.relu()).square()
+
+    assert activations.kept(layers, [weight, bias]) == 3 * (3 * 5 * 4)  # of exp, relu and square
+
+    def attention():
+        q = torch.empty(2, 6, 7, 4, device="meta", requires_grad=True)
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+    assert activations.kept(attention, []) == 4 * (2 * 6 * 7) * (4 + 4 + 1)  # q, k and v are one
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_kept_is_counted_without_numbers(variant):
+    import activations
+
+    found = activations.rows(variant, 2, 32, tiny=True)
+    assert min(found.values()) > 0 and len(found) == 5
+    assert found["denoiser"] < 0.9 * found["denoiser, layers of peft"]
+    assert found["denoiser, recomputed"] < 0.6 * found["denoiser"]
