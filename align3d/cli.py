@@ -1,5 +1,7 @@
-"""The command line: finds the command, turns the outcome into an exit code. The only reader of the environment.
+"""The command line: finds the command, turns the outcome into an exit code.
 
+It reads the environment: torchrun's variables and ALIGN3D_TRACEBACK. The only others that do are rewards/endpoint.py,
+for addresses and their keys, and scenes/raster/compile.py, for the place of the user's cache.
 Exit codes: 0 done, 2 bad input or more than memory holds (one line on standard error: what, got, remedy), 1 failure,
 130 interrupted, 143 terminated. Of several processes that torchrun started, one says why they end.
 """
