@@ -16,11 +16,11 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align3d.conditions import Condition, parse
+from align3d.conditions import Base, Condition, Met, met, parse
 from align3d.log import WATCHED as COLUMN
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Watch:
     views: int = 8  # of each sample, all around
     size: int = 128  # side of a view in pixels
     features: str = "efficientnet"  # for FID and diversity, or "inception(folder=DIR)"; none = diversity of pixels
-    stop_when: str = ""  # end training after a look with, for example, "fid > 40 or dnc < 0.8"; "" = never
+    stop_when: str = ""  # end training after a look with "fid > 40 or dnc < base - 3se", for example; "" = never
     go_on: bool = False  # train on after such a look; it only keeps the adapter out of best/
     best: str = ""  # reward whose highest value marks the adapter kept in best/; "" = the trained one
 
@@ -148,6 +148,7 @@ class Watching:
     best: str = ""  # a reward; the trained one if empty
     batch_size: int = 8
     _base: Evaluation | None = field(default=None, repr=False)
+    _told: Base = field(default_factory=Base, repr=False)  # what base.json says of it
     _images: Reference | None = field(default=None, repr=False)  # what the FID is taken against
 
     def __post_init__(self) -> None:
@@ -161,6 +162,11 @@ class Watching:
                 raise ValueError(
                     f"stop-when has {condition.name!r}, known here: {', '.join(names)}; "
                     + ("a FID needs --watch.features" if condition.name == "fid" else "watch it with --watch NAME")
+                )
+            if condition.unit == "sd" and condition.name not in self.rewards:
+                raise ValueError(
+                    f"stop-when has {str(condition)!r}, but {condition.name} is one number of all samples and has no "
+                    "sd; give se, the standard error of its change, or base + NUMBER"
                 )
         if self.features is None:
             return
@@ -233,6 +239,8 @@ class Watching:
         self._base = found["base"]
         if self.features is not None:
             self._images = Reference(*(found[name].features.flatten(1, 2) for name in ("reference", "base")))
+        spread = self._base.scores.flatten(0, 1).std(0, correction=1).tolist()
+        self._told = Base(self.numbers(self._base), dict(zip(self._base.rewards, spread, strict=True)))
         self.describe()
 
     def measured(self, model: BaseModel, seeds: Sequence[int]) -> Evaluation:
@@ -248,16 +256,13 @@ class Watching:
         from align3d.files import atomic_write
 
         assert self._base is not None
-        samples = self._base.scores.flatten(0, 1)
-        spread = dict(zip(self._base.rewards, samples.std(0, correction=1).tolist(), strict=True))
         about = {
             "trained": next(iter(self.rewards)),
             "best": self.best,
             "prompts": list(self.prompts),
             "seeds": list(self.seeds),
             "images": math.prod((*self._base.scores.shape[:2], self.cameras.c2w.shape[1])),
-            "numbers": self.numbers(self._base),
-            "spread": spread,
+            **asdict(self._told),
         }
         text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
         path = self.out / FOLDER / "base.json"
@@ -305,14 +310,14 @@ class Watching:
             errors["fid"] = jackknife_error([a - b for a, b in zip(without, floor, strict=True)])
         return found | {f"{name}_error": error for name, error in errors.items() if error is not None}
 
-    def stops(self, row: Mapping[str, Any]) -> Condition | None:
+    def stops(self, row: Mapping[str, Any]) -> Met | None:
         """The condition with which a row ends the run."""
         return None if self.go_on else self.broken(row)
 
-    def broken(self, row: Mapping[str, Any]) -> Condition | None:
+    def broken(self, row: Mapping[str, Any]) -> Met | None:
         """The first condition that a row meets."""
         numbers = {name.removeprefix(COLUMN): value for name, value in row.items() if name.startswith(COLUMN)}
-        return next((condition for condition in self.conditions if condition.holds(numbers)), None)
+        return met(self.conditions, numbers, self._told)
 
     def keep(self, done: int, model: BaseModel, numbers: Mapping[str, float]) -> None:
         """Make the adapter the one in best/, if this look is better than the one that it is from.

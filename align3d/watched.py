@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align3d.charts import curves_chart, line_chart, number
-from align3d.conditions import parse
+from align3d.conditions import Base, Met, met, parse
 from align3d.log import WATCHED
 from align3d.matched import Curve, Point
 from align3d.page import Html, h, join
@@ -96,7 +96,7 @@ def verdict(watched: Watched, stop_when: str = "") -> Html:
             f" FID {number(last.numbers['fid'])}, {number(more, sign=True)} (± {number(e)}) above its floor of "
         )
         parts.append(f"{floor}, which is there without any training.")
-    ended = next((c for c in _conditions(stop_when) if c.holds(last.numbers)), None)
+    ended = _ended(watched, stop_when)
     if ended is not None:
         parts.append(f" That look ended the run: {ended}.")
     if is_number(watched.best, "step"):
@@ -172,9 +172,9 @@ def _and(texts: Sequence[str]) -> str:
     return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
-def _conditions(text: str) -> Sequence[Any]:
-    """The conditions of a text from a file, none if it is damaged."""
+def _ended(watched: Watched, stop_when: str) -> Met | None:
+    """The condition that the last look meets; none if what the files say of it is damaged."""
     try:
-        return parse(text)
+        return met(parse(stop_when), watched.looks[-1].numbers, Base(watched.base.numbers, watched.spread))
     except ValueError:
-        return ()
+        return None

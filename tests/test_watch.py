@@ -193,7 +193,7 @@ def test_a_condition_ends_the_run(start, capsys):
     stop = replace(WATCH, stop_when=f"fid > 1e9 or redness > {limit}")
     out = start("run", stop, loop)
     told = capsys.readouterr().err
-    assert f"ended after update 4 of 12: redness > {limit:g}, at {seen(out, 'redness')[4]:.4g}" in told
+    assert f"ended after update 4 of 12: redness > {limit!r}, at {seen(out, 'redness')[4]:.4g}" in told
     assert f"best adapter: {out / 'best'}, after update 2" in told, "not that of the look that ended it"
     assert len(rows(out)) == 4 and (out / "checkpoints/step-000004").is_dir()
     assert sorted(path.name for path in out.glob("pictures-*")) == ["pictures-0", "pictures-4"]
@@ -203,6 +203,39 @@ def test_a_condition_ends_the_run(start, capsys):
     assert "ended after update 4 of 12" in capsys.readouterr().err and result(out) == before
     start("run", replace(stop, stop_when=""), replace(loop, updates=6), resume=True)
     assert len(rows(out)) == 6 and "ended" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["base - 3 sd", "base - 2.5 se", "base - 0.03", "base"])
+def test_a_condition_relative_to_the_base_model_ends_the_run(start, capsys, text):
+    name, loop = "test_watch:greenness", replace(LOOP, updates=12, checkpoint_every=1)
+    stop = replace(WATCH, stop_when=f"watch.{name}<{text.replace(' ', '')}")
+    out = start(watch=stop, loop=loop)
+    about, (before, ended) = json.loads((out / "watch/base.json").read_text()), seen(out, name).values()
+    units = {"sd": about["spread"][name], "se": seen(out, f"{name}_error")[4]}
+    share = -float(text.split()[2]) * units.get(text[-2:], 1.0) if text != "base" else 0.0
+    limit = about["numbers"][name] + share
+    assert ended < limit <= before, "it was above the limit at the first look"
+    said = f"align3d: ended after update 4 of 12: {name} < {text} ({limit:.4g}), at {ended:.4g}"
+    assert said in capsys.readouterr().err.splitlines()
+    assert best(out)["step"] == 2 and adapter(out / "best") == adapter(
+        start("two", loop=replace(LOOP, updates=2)) / "adapter"
+    )
+    assert adapter(out / "best") != adapter(out / "adapter")
+
+    want = result(out)
+    (out / "watch/base.json").unlink()
+    capsys.readouterr()
+    start(watch=stop, loop=loop, resume=True)
+    assert said in capsys.readouterr().err.splitlines() and result(out) == want
+    start(watch=replace(stop, stop_when=f"{name} < base - 1e6sd"), loop=replace(loop, updates=5), resume=True)
+    assert len(rows(out)) == 5
+
+
+def test_a_look_without_the_error_that_a_limit_is_in_is_an_error(start, monkeypatch):
+    numbers = Watching.numbers
+    monkeypatch.setattr(Watching, "numbers", lambda *a: {k: v for k, v in numbers(*a).items() if "fid_" not in k})
+    with pytest.raises(ValueError, match=r"'fid > base [+] 1e[+]06 se', but fid has no se at this look"):
+        start(watch=replace(WATCH, stop_when="fid > base + 1e6 se"))
 
 
 def test_a_condition_may_only_keep_looks_out_of_best(start, capsys):
@@ -225,7 +258,11 @@ def test_a_run_from_python_says_what_it_watched(tmp_path):
     watching = Watching(tmp_path, ("a", "b"), (0, 1), {"redness": as_reward(redness)}, None, evaluation_cameras(8))
     config = of_python(FakeModel(), Nabla(), lambda *_: 0, LOOP, watching)["watch"]
     assert config["rewards"] == {"redness": {"name": "user_parts:redness"}} and config["seeds"] == [0, 1]
-    other = replace(watching, cameras=evaluation_cameras(8, [0.0]), conditions=parse("redness < 0.5 or diversity > 1"))
+    other = replace(
+        watching,
+        cameras=evaluation_cameras(8, [0.0]),
+        conditions=parse("redness < 1e-9 or diversity > base + 0.1234567 se"),
+    )
     assert other.recorded()["cameras"] != config["cameras"]
     assert parse(other.recorded()["stop_when"]) == other.conditions
     json.dumps(plain(config))
@@ -271,6 +308,9 @@ def test_what_cannot_be_watched_is_refused_before_anything_is_written(start, tmp
             {"stop_when": "fid > 1", "features": "none"},
             "has 'fid', known here: .*diversity; a FID needs --watch.features",
         ),
+        ({"stop_when": "fid > base + 2sd"}, "'fid > base [+] 2 sd', but fid is one number .* give se, .*or base . NUM"),
+        ({"stop_when": "diversity < base - sd"}, "stop-when must be NAME < LIMIT"),
+        ({"stop_when": "watch.diversity < base - 1 SD"}, "'diversity < base - 1 sd', but diversity is one"),
         ({"best": "fid"}, "watch.best must be a reward .*untouched base"),
         ({"best": "dnc"}, "watch.best must be a reward"),
         ({"rewards": ("nothing",)}, "unknown reward 'nothing'"),

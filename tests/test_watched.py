@@ -70,6 +70,14 @@ def test_what_ended_the_run_is_told(folder):
     assert "ended" not in said(out, "fid > 43") and "ended" not in said(out, "damaged")
 
 
+def test_what_ended_the_run_may_be_relative_to_the_base_model(folder):
+    out = folder(dnc=-0.03, fid=12.0)
+    assert "That look ended the run: dnc < base - 1 sd (0.84)." in said(out, "dnc < base - 2sd or dnc < base - 1sd")
+    assert "That look ended the run: fid > base + 5 se (40)." in said(out, "dnc < base - 8se or fid > base + 5se")
+    assert "ended" not in said(out, "fid > base + 13 or fid > base + 7se or dnc < base - 0.031")
+    assert "ended" not in said(out, "fid > base + 1sd") and "ended" not in said(out, "new > base")
+
+
 def test_the_page_has_curves_and_a_table(folder):
     page = write_report(folder("fid > 40", colour=0.2, dnc=-0.02, fid=12.0)).read_text(encoding="utf-8")
     text = words(page)
