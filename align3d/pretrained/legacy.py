@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from align3d.files import replacing
+from align3d.weights import Weights
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
+
+    Reader = Callable[[Path], dict[str, Tensor]]  # from a published file to tensors under the names of the network
 
 
 def load_legacy(path: Path) -> Any:
@@ -72,3 +78,40 @@ def read_legacy(path: Path, inner: str | None = None) -> dict[str, Tensor]:
     if loose:
         raise ValueError(f"{path} is damaged, or no published file: it does not hold all numbers of {loose[0]}")
     return {str(key): value for key, value in state.items()}
+
+
+def converted_or_published(folder: Path, name: str, read: Reader) -> Weights:
+    """The weights of NAME.safetensors, which `convert` wrote, if it is there; else those of the published NAME.pt.
+
+    Raises:
+        FileNotFoundError, ValueError: As `read` does.
+    """
+    safe, published = folder / f"{name}.safetensors", folder / f"{name}.pt"
+    return Weights({"": safe}) if safe.is_file() else Weights({"": published}, read(published))
+
+
+def convert(folder: Path, name: str, read: Reader, check: Callable[[Path], Any]) -> Path | None:
+    """Write the weights of the published NAME.pt as safetensors beside it, in their precision.
+
+    Args:
+        folder: With the published file.
+        name: Of both files, without an ending.
+        read: What is written.
+        check: Given the folder, raises an error if the published file does not fit.
+
+    Returns:
+        The new file; None if there is one already, or nothing to convert.
+
+    Raises:
+        ValueError: If the published file is damaged or does not fit.
+    """
+    from safetensors.torch import save_file
+
+    target, published = folder / f"{name}.safetensors", folder / f"{name}.pt"
+    if target.is_file() or not published.is_file():
+        return None
+    check(folder)
+    state = {key: value.contiguous().clone() for key, value in read(published).items()}
+    with replacing(target) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    return target

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align3d.pretrained.clip import END, Clip, Sizes
+from align3d.pretrained import legacy
+from align3d.pretrained.clip import END, Clip, Sizes, sizes_of
 from align3d.rewards.clip_scores import (
     MEAN,
     STD,
@@ -25,7 +26,6 @@ from align3d.rewards.clip_scores import (
 )
 from align3d.rewards.preprocess import normalize, resize
 from align3d.rewards.published import TOKENIZER_FILES, files_of
-from align3d.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align3d.types import Views
+    from align3d.weights import Weights
 
 V2, V21 = "HPS_v2_compressed", "HPS_v2.1_compressed"
 QUOTES = str.maketrans("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", 4 * "'" + 4 * '"')  # curly to straight
@@ -96,30 +97,8 @@ class _HPS:
 
     @classmethod
     def convert(cls, folder: Path) -> Path | None:
-        """Write the weights as safetensors beside the published file, in its precision.
-
-        Args:
-            folder: With the published file.
-
-        Returns:
-            The new file; None if there is one already, or nothing to convert.
-
-        Raises:
-            ValueError: If the published file is damaged or does not fit.
-        """
-        from safetensors.torch import save_file
-
-        from align3d.files import replacing
-        from align3d.pretrained.clip import sizes_of
-
-        target = folder / f"{cls.file}.safetensors"
-        if target.is_file() or not (folder / f"{cls.file}.pt").is_file():
-            return None
-        sizes_of(Clip(folder, cls.opener))
-        state = {key: value.contiguous().clone() for key, value in _published(folder, cls.file).items()}
-        with replacing(target) as temporary:
-            save_file(state, temporary, metadata={"format": "pt"})
-        return target
+        """Write the weights as safetensors beside the published file; see `legacy.convert`."""
+        return legacy.convert(folder, cls.file, _published, lambda folder: sizes_of(Clip(folder, cls.opener)))
 
 
 def open_v2(folder: Path) -> tuple[Sizes, Weights]:
@@ -180,12 +159,10 @@ def cleaned(prompts: Sequence[str]) -> list[str]:
 
 
 def _open(folder: Path, file: str) -> tuple[Sizes, Weights]:
-    safe, published = folder / f"{file}.safetensors", folder / f"{file}.pt"
-    return SIZES, Weights({"": safe}) if safe.is_file() else Weights({"": published}, _published(folder, file))
+    return SIZES, legacy.converted_or_published(folder, file, _published)
 
 
-def _published(folder: Path, file: str) -> dict[str, Tensor]:
-    from align3d.pretrained.legacy import read_legacy
+def _published(path: Path) -> dict[str, Tensor]:
     from align3d.pretrained.openclip import renamed
 
-    return renamed(read_legacy(folder / f"{file}.pt", "state_dict"))
+    return renamed(legacy.read_legacy(path, "state_dict"))

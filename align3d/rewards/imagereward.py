@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align3d.files import replacing
+from align3d.pretrained import legacy
 from align3d.pretrained.affine import affine
-from align3d.pretrained.legacy import read_legacy
 from align3d.pretrained.once import read_once
 from align3d.rewards.clip_scores import (
     CHUNK,
@@ -100,26 +99,8 @@ class ImageReward:
 
     @classmethod
     def convert(cls, folder: Path) -> Path | None:
-        """Write the weights as safetensors beside the published file; what is not used is left out.
-
-        Args:
-            folder: With the published file.
-
-        Returns:
-            The new file; None if there is one already, or nothing to convert.
-
-        Raises:
-            ValueError: If the published file is damaged or does not fit.
-        """
-        from safetensors.torch import save_file
-
-        target = folder / f"{FILE}.safetensors"
-        if target.is_file() or not (folder / f"{FILE}.pt").is_file():
-            return None
-        _fits(folder)
-        with replacing(target) as temporary:
-            save_file({key: value.contiguous().clone() for key, value in _published(folder).items()}, temporary)
-        return target
+        """Write the weights as safetensors beside the published file, without the unused; see `legacy.convert`."""
+        return legacy.convert(folder, FILE, _published, _fits)
 
 
 def sizes() -> Sizes:
@@ -215,12 +196,11 @@ def _fits(folder: Path) -> bool:
 
 def _weights(folder: Path) -> Weights:
     """The published file's tensors, or those of what `convert` made of it."""
-    safe, published = folder / f"{FILE}.safetensors", folder / f"{FILE}.pt"
-    return Weights({"": safe}) if safe.is_file() else Weights({"": published}, _published(folder))
+    return legacy.converted_or_published(folder, FILE, _published)
 
 
-def _published(folder: Path) -> dict[str, Tensor]:
-    return {key: value for key, value in read_legacy(folder / f"{FILE}.pt").items() if not key.startswith(UNUSED)}
+def _published(path: Path) -> dict[str, Tensor]:
+    return {key: value for key, value in legacy.read_legacy(path).items() if not key.startswith(UNUSED)}
 
 
 def _empty(weights: Weights) -> nn.Module:
