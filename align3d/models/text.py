@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from align3d.pretrained.tokens import cut
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
@@ -145,7 +147,7 @@ class Tower:
             self.tells = False
             said = f"at most {most} tokens of a prompt are read; the rest of {long[0][:40]!r}... is lost, and so on"
             warnings.warn(said, RuntimeWarning, stacklevel=1)
-        return [row if len(row) <= most else [*row[: most - 1], row[-1]] for row in ids]
+        return [cut(row, most) for row in ids]
 
     @property
     def precision(self) -> torch.dtype:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from align3d.pretrained import clip as pretrained
 from align3d.pretrained.once import read_once
+from align3d.pretrained.tokens import cut
 from align3d.rewards.preprocess import normalize, per_image, resize
 
 if TYPE_CHECKING:
@@ -224,11 +225,6 @@ def warn_of_cut(name: str, prompts: Sequence[str], rows: Sequence[list[int]], mo
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         message = f"{name} reads {most - 2} tokens of a prompt; the rest of {lost[0][:40]!r}...{more} is lost"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
-def cut(ids: list[int], most: int) -> list[int]:
-    """Tokens, so many at most, the last of them kept: it is the end."""
-    return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from align3d.pretrained import legacy
 from align3d.pretrained.affine import affine
 from align3d.pretrained.once import read_once
+from align3d.pretrained.tokens import cut
 from align3d.rewards.clip_scores import (
     CHUNK,
     CHUNK_ELSEWHERE,
     Preprocessing,
-    cut,
     device_of,
     require_colours,
     warn_of_cut,
