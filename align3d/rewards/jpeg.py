@@ -20,37 +20,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class JPEGCompress:
-    """How small the views are as JPEG files: minus kilobytes."""
+class _JPEG:
+    """What both have in common."""
 
     quality: int = 95  # JPEG quality, 1 to 95
 
     differentiable: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"rgb"})
+    name: ClassVar[str]
+    sign: ClassVar[int]
 
     def __post_init__(self) -> None:
-        _check(self.quality)
+        if not 1 <= self.quality <= 95:
+            raise ValueError(f"quality must be 1 to 95, got {self.quality}")
 
     def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B V"]:
-        """Minus the kilobytes of each view, 1000 bytes each; the prompts are not read."""
-        return -kilobytes(views, self.quality, by="jpeg-compress")
+        """The kilobytes of each view, 1000 bytes each, or minus them; the prompts are not read."""
+        return self.sign * kilobytes(views, self.quality, by=self.name)
 
 
 @dataclass(frozen=True)
-class JPEGIncompress:
+class JPEGCompress(_JPEG):
+    """How small the views are as JPEG files: minus kilobytes."""
+
+    name, sign = "jpeg-compress", -1
+
+
+@dataclass(frozen=True)
+class JPEGIncompress(_JPEG):
     """How large the views are as JPEG files: kilobytes."""
 
-    quality: int = 95  # JPEG quality, 1 to 95
-
-    differentiable: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"rgb"})
-
-    def __post_init__(self) -> None:
-        _check(self.quality)
-
-    def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B V"]:
-        """The kilobytes of each view, 1000 bytes each; the prompts are not read."""
-        return kilobytes(views, self.quality, by="jpeg-incompress")
+    name, sign = "jpeg-incompress", 1
 
 
 def kilobytes(views: Views, quality: int, by: str) -> Float[Tensor, "B V"]:
@@ -72,8 +72,3 @@ def kilobytes(views: Views, quality: int, by: str) -> Float[Tensor, "B V"]:
         Image.fromarray(image).save(file, "JPEG", quality=quality)
         sizes.append(file.tell() / 1000)
     return torch.tensor(sizes, device=views.rgb.device).view(views.rgb.shape[:2])
-
-
-def _check(quality: int) -> None:
-    if not 1 <= quality <= 95:
-        raise ValueError(f"quality must be 1 to 95, got {quality}")
