@@ -21,6 +21,7 @@ from align3d.loop import Loop, fit
 from align3d.methods.ddpo import DDPO
 from align3d.methods.draft import Draft
 from align3d.methods.refl import ReFL
+from align3d.rewards.combined import Combined, Term
 from align3d.rewards.score import Scorer
 from align3d.scenes.cameras import CameraSampling
 from align3d.watch import Watching, best
@@ -42,6 +43,25 @@ def learn(name: str, world: int) -> dict:
     model, loop = Gaussian(steps=6, dtype=torch.float64), replace(LOOP, batch_size=8 // world, group=group)
     rows = fit(model, method, toy_score, PROMPTS, loop, progress=False)
     return {"weights": torch.cat([p.detach() for p in model.adapter.parameters()]).tolist(), "rows": steady(rows)}
+
+
+def summed(world: int) -> dict:
+    """What is made of a sum of rewards that is normalised by what all processes have seen."""
+    model, loop = ToyModel(), replace(LOOP, batch_size=8 // world, learning_rate=0.02, group=2)
+    model.steps = 4
+    terms = {
+        "red": Term(reward=redness, normalise="running", span=2.0, subset=1),
+        "dark": Term(reward=darkness, weight=0.2, normalise="candidates", warmup=2),
+    }
+    score = Scorer(Combined(terms), CameraSampling(views=3, size=(12, 16)))
+    rows = fit(model, Draft(), score, PROMPTS, loop, progress=False)
+    weights = torch.cat([p.detach().flatten() for p in model.adapter.parameters()]).tolist()
+    return {"weights": weights, "rows": steady(rows), "numbers": score.reward.numbers}
+
+
+def darkness(views, prompts):
+    """Minus the brightness."""
+    return -views.rgb.mean((-3, -2, -1))
 
 
 class Counted(Watching):
@@ -68,7 +88,7 @@ def watched(out: Path, world: int, limit: float | None = None, resume: bool = Fa
 
 def process(root: Path, rank: int, world: int) -> None:
     """One of `world` processes."""
-    found = {name: learn(name, world) for name in METHODS}
+    found = {name: learn(name, world) for name in METHODS} | {"summed": summed(world)}
     if world == 1:
         reds = [row["watch_redness"] for row in watched(root / "free", world)["rows"]]
         (root / "limit").write_text(str((reds[1] + reds[2]) / 2))
@@ -107,6 +127,15 @@ def test_a_method_learns_as_in_one_process_with_twice_the_batch(found, name):
             assert 0 < other.pop("evaluations") <= row.pop("evaluations")
         means = {key: value for key, value in row.items() if key not in OF_BATCH}
         assert {key: other[key] for key in means} == pytest.approx(means, rel=1e-4, abs=1e-6)
+
+
+def test_a_sum_is_normalised_by_what_all_processes_have_seen(found):
+    one, first, second = found["summed"]
+    assert first == second
+    assert first["numbers"] == pytest.approx(one["numbers"], rel=1e-5)
+    assert first["weights"] == pytest.approx(one["weights"], abs=1e-5)
+    assert [row["term_red"] for row in first["rows"]] == pytest.approx([row["term_red"] for row in one["rows"]])
+    assert first["numbers"]["red/mean"] != first["numbers"]["red/first_mean"]
 
 
 def test_the_first_process_alone_looks(found):

@@ -11,13 +11,14 @@ Means and standard deviations are constants to the gradient, which a scale there
 
 from __future__ import annotations
 
+import functools
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.rewards.running import Running
-from align3d.rewards.score import as_reward, call_reward, check_prompts
+from align3d.rewards.score import FunctionReward, as_reward, call_reward, check_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,9 +151,10 @@ class Combined:
         """The score outside of training."""
         return self.total({name: self.scaled(name, self.value(name, views, prompts)) for name in self.terms}, -1)
 
-    def within(self, rng: Streams) -> Callable[[Views, Sequence[str]], Float[Tensor, "B 1"]]:
+    def within(self, rng: Streams) -> Reward:
         """The same in an update: a reward for objects with one stream each."""
-        return lambda views, prompts: self.of_update(views, prompts, rng)
+        score = functools.partial(self.of_update, rng=rng)
+        return FunctionReward(score, self.differentiable, self.needs)
 
     def of_update(self, views: Views, prompts: Sequence[str], rng: Streams) -> Float[Tensor, "B 1"]:
         """The score in training.
