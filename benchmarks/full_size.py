@@ -11,6 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align3d.models.published import DiffSplatPAS, DiffSplatSD15, DiffSplatSD35m
+from align3d.rewards.aesthetic import WIDTHS
+from align3d.rewards.clip_scores import MEAN, STD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,8 +92,6 @@ CLIP = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
 CLIP |= {"patch_size": 14, "image_size": 224, "projection_dim": 768}  # ViT-L/14
 TINY_CLIP = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TINY_CLIP |= {"patch_size": 8, "image_size": 16, "projection_dim": 8}
-HEAD = (1024, 128, 64, 16, 1)  # of the aesthetic reward, linear layers
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP
 SPLATS = {3: 0.7, 4: 0.7, 5: 0.7, 6: 1.0, 10: 0.5}  # channel of a splat map -> its mean: small, upright, rather opaque
 
 
@@ -196,7 +196,7 @@ class Judge:
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         config = CLIPVisionConfig(**TINY_CLIP if tiny else CLIP)
-        sizes = (config.projection_dim, *HEAD)
+        sizes = (config.projection_dim, *WIDTHS)
         head = filled(lambda: nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))), device)
         return cls(filled(partial(CLIPVisionModelWithProjection, config), device), head)
 

@@ -16,6 +16,7 @@ from align3d.pretrained import legacy
 from align3d.pretrained.affine import affine
 from align3d.pretrained.once import read_once
 from align3d.pretrained.tokens import cut
+from align3d.rewards.aesthetic import WIDTHS
 from align3d.rewards.clip_scores import (
     CHUNK,
     CHUNK_ELSEWHERE,
@@ -43,7 +44,7 @@ MORE_WORDS = ("[DEC]", "[ENC]")  # of BLIP, behind those of BERT; a text has the
 PAD, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 TOKENS = 35  # the most of a text, start and end included; the rest is lost
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")  # in the file
-LAYERS, WIDTHS = ("0", "2", "4", "6", "7"), (1024, 128, 64, 16, 1)  # of the head, and of their outputs
+LAYERS = ("0", "2", "4", "6", "7")  # of the head, as wide as those of the aesthetic predictor
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output over the authors' pictures
 MAX_VOCABULARY = 1 << 24  # bytes
 
