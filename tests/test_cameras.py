@@ -8,6 +8,7 @@ from align3d.scenes.cameras import (
     AZIMUTHS,
     CameraSampling,
     canonical,
+    four_sides,
     look_at,
     orbit,
     pixel_rays,
@@ -130,6 +131,9 @@ def test_sampled_cameras_do_not_depend_on_the_batch_split():
 def test_all_four_views_without_jitter_are_the_canonical_ones():
     cameras = CameraSampling(views=4, azimuth_jitter=0.0, elevation=10.0, elevation_jitter=0.0, size=256)
     assert torch.allclose(cameras(Streams.batch(0, 0, 0, 2)).c2w, canonical(2).c2w, atol=1e-6)
+    still, middle = four_sides((20, 28))(Streams.batch(0, 0, 0, 2)), CameraSampling().elevation
+    assert torch.allclose(still.c2w, canonical(2, 20, 28, middle).c2w, atol=1e-6)
+    assert (still.height, still.width) == (20, 28) and four_sides().size == CameraSampling().size
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,9 @@ def run(options: Sample, *, names: dict[str, str], model: Any) -> None:
 def scorers(names: tuple[str, ...], prompts: list[str]) -> dict[str, Score]:
     """Rewards by name, each seen by the four canonical cameras, so that the numbers do not depend on chance."""
     from align3d.rewards.score import Scorer, as_reward
-    from align3d.scenes.cameras import CameraSampling
+    from align3d.scenes.cameras import four_sides
 
-    cameras = CameraSampling(views=4, azimuth_jitter=0.0, elevation_jitter=0.0)
-    scores = {label: Scorer(as_reward(one.part), cameras) for label, one in listed("reward", names).items()}
+    scores = {label: Scorer(as_reward(one.part), four_sides()) for label, one in listed("reward", names).items()}
     for score in scores.values():
         score.check(prompts)
     return scores

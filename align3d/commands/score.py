@@ -144,7 +144,7 @@ def look(path: Path, options: Score, rewards: Mapping[str, Reward], device: str)
     import torch
 
     from align3d.rng import Streams
-    from align3d.scenes.cameras import CameraSampling, orbit
+    from align3d.scenes.cameras import four_sides, orbit
     from align3d.types import CHANNELS, Views
 
     thing = read(path, options).to(device)
@@ -152,10 +152,9 @@ def look(path: Path, options: Score, rewards: Mapping[str, Reward], device: str)
         height, width = thing.shape[1:]
         cameras = orbit(torch.zeros(1, 1), torch.zeros(1, 1), height=height, width=width)
         return Views(cameras, rgb=thing[None, None])
-    cameras = CameraSampling(views=NUM_VIEWS, size=options.size, azimuth_jitter=0.0, elevation_jitter=0.0)
     needed = frozenset().union(*(reward.needs for reward in rewards.values()))
     wanted = [name for name in CHANNELS if name in needed]
-    return thing.render(cameras(Streams.batch(0, 0, 0, 1)), want=wanted, background=options.background)
+    return thing.render(four_sides(options.size)(Streams.batch(0, 0, 0, 1)), want=wanted, background=options.background)
 
 
 def judge(views: Views, prompt: str, rewards: Mapping[str, Reward]) -> dict[str, list[float]]:

@@ -192,3 +192,8 @@ class CameraSampling:
         elevation = self.elevation + self.elevation_jitter * shake[:, 1]
         height, width = self.height_width
         return orbit(azimuth, elevation, self.radius, self.focal, height, width)
+
+
+def four_sides(size: int | tuple[int, int] = CameraSampling.size) -> CameraSampling:
+    """All canonical azimuths, at the middle of training's elevations: no chance, so that scores can be compared."""
+    return CameraSampling(views=len(AZIMUTHS), size=size, azimuth_jitter=0.0, elevation_jitter=0.0)
