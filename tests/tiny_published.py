@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from tiny_unet import WEIGHTS, WHOLE, write_config, write_weights
 
-WEIGHTS = "diffusion_pytorch_model"
 MOVING_AVERAGE = {
     "decay": 0.9999,
     "inv_gamma": 1.0,
@@ -55,53 +54,14 @@ PIXART = {
     "use_additional_conditions": False,
 }
 UNET = {
+    **WHOLE,
     "_class_name": "UNetMV2DConditionModel",
     "_name_or_path": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "act_fn": "silu",
-    "addition_embed_type": None,
-    "addition_embed_type_num_heads": 64,
-    "addition_time_embed_dim": None,
     "attention_head_dim": 2,
-    "attention_type": "default",
-    "block_out_channels": [8, 16, 16, 16],
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "class_embeddings_concat": False,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
     "cross_attention_dim": 12,
-    "cross_attention_norm": None,
     "down_block_types": [*["CrossAttnDownBlockMV2D"] * 3, "DownBlock2D"],
-    "downsample_padding": 1,
-    "dropout": 0.0,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
     "in_channels": 10,
-    "layers_per_block": 1,
-    "mid_block_only_cross_attention": None,
-    "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlockMV2DCrossAttn",
-    "norm_eps": 1e-05,
-    "norm_num_groups": 4,
-    "num_attention_heads": None,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "out_channels": 4,
-    "projection_class_embeddings_input_dim": None,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "reverse_transformer_layers_per_block": None,
-    "sample_size": 4,
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-    "transformer_layers_per_block": 1,
     "up_block_types": ["UpBlock2D", *["CrossAttnUpBlockMV2D"] * 3],
     "upcast_attention": False,
     "use_linear_projection": False,
@@ -200,12 +160,12 @@ def randomised(network: torch.nn.Module) -> torch.nn.Module:
 
 def write_denoiser(folder: Path, family: str, sharded: bool = False) -> Path:
     """config.json and the weights, float32, of one network; returns the folder."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(published_config(family), indent=2) + "\n", encoding="utf-8")
-    tensors = {name: tensor.contiguous() for name, tensor in tiny_network(family).state_dict().items()}
+    write_config(folder, published_config(family))
+    network = tiny_network(family)
     if not sharded:
-        save_file(tensors, folder / f"{WEIGHTS}.safetensors", {"format": "pt"})
+        write_weights(folder / f"{WEIGHTS}.safetensors", network)
         return folder
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     names = list(tensors)
     halves = names[: len(names) // 2], names[len(names) // 2 :]
     places: dict[str, str] = {}
@@ -222,8 +182,7 @@ def write_denoiser(folder: Path, family: str, sharded: bool = False) -> Path:
 def write_gs_vae(folder: Path, family: str) -> Path:
     """model.safetensors with `vae.` and `tiny_decoder.`, and nothing beside it; returns the folder."""
     folder.mkdir(parents=True)
-    tensors: dict[str, Tensor] = tiny_gs_vae(family).state_dict()
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    write_weights(folder / "model.safetensors", tiny_gs_vae(family))
     return folder
 
 

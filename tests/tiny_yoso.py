@@ -3,42 +3,21 @@
 The keys of the configurations are those published with v1-8-1 (diffusers 0.28.0); v1-7 has the same folders.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from tiny_unet import HALF, WEIGHTS, WHOLE, write_config, write_weights
 from torch import Tensor, nn
 
 BRANCH = {
-    "act_fn": "silu",
-    "addition_embed_type": None,
-    "addition_embed_type_num_heads": 64,
-    "addition_time_embed_dim": None,
+    **HALF,
     "attention_head_dim": [1, 2, 2, 2],
-    "block_out_channels": [8, 16, 16, 16],
-    "class_embed_type": None,
     "cross_attention_dim": 1024,
     "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-    "downsample_padding": 1,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
     "in_channels": 4,
-    "layers_per_block": 1,
-    "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "norm_eps": 1e-05,
-    "norm_num_groups": 4,
-    "num_attention_heads": None,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "projection_class_embeddings_input_dim": None,
-    "resnet_time_scale_shift": "default",
-    "transformer_layers_per_block": 1,
     "upcast_attention": True,
     "use_linear_projection": True,
 }
@@ -53,29 +32,11 @@ CONTROL = {
     "global_pool_conditions": False,
 }
 UNET = {
+    **WHOLE,
     **BRANCH,
     "_class_name": "UNet2DConditionModel",
     "_diffusers_version": "0.28.0",
     "_name_or_path": "weights/yoso-normal-v1-8-1/unet",
-    "attention_type": "default",
-    "center_input_sample": False,
-    "class_embeddings_concat": False,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_norm": None,
-    "dropout": 0.0,
-    "dual_cross_attention": False,
-    "mid_block_only_cross_attention": None,
-    "out_channels": 4,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "reverse_transformer_layers_per_block": None,
-    "sample_size": 4,
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
     "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
 }
 VAE = {
@@ -142,10 +103,8 @@ def write(folder: Path, fp16: bool = True) -> dict[str, nn.Module]:
 
 def save(folder: Path, config: dict[str, Any], network: nn.Module, fp16: bool = True) -> None:
     """One network."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    name = f"diffusion_pytorch_model{'.fp16' if fp16 else ''}.safetensors"
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, folder / name)
+    write_config(folder, config)
+    write_weights(folder / f"{WEIGHTS}{'.fp16' if fp16 else ''}.safetensors", network)
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:
