@@ -71,7 +71,8 @@ class Train:
     for --loop.seed, 0 to 2^63 - 1. Under torchrun, each process samples a batch of its own.
 
     --watch NAME ... scores held-out samples by rewards that are not trained on, every few updates, with FID and
-    diversity beside; --stop-when "fid > 40 or dnc < 0.8" ends the run on them. The best adapter stays in best/.
+    diversity beside; --stop-when "fid > 40 or dnc < base - 3se" ends the run on them, that is if dnc is three standard
+    errors below the base model's (docs/watching.md). The best adapter stays in best/.
     """
 
     recipe: str | None = None  # a published run, such as nabla-r2d3-dnc-diffsplat-pas; may stand first, as RECIPE
