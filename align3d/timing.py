@@ -8,8 +8,8 @@ Each call of the model or the score, seen through `Split`, begins a phase, which
     reward      decoding and scoring, and the gradient that the method then takes through them
 
 So all of an update but the optimiser's step is in one of them. Where a method has the loss's backward pass go through
-the reward, that part of it counts for the adapter; where it differentiates a prediction for the reward's gradient
-(nabla with jacobian), so does that prediction.
+the reward (none here does), that part of it counts for the adapter; where it differentiates a prediction for the
+reward's gradient (nabla with jacobian), so does that prediction.
 """
 
 from __future__ import annotations
@@ -64,12 +64,22 @@ class Split:
 
     def score(self, score: Score) -> Score:
         """The same score, timed."""
+        return TimedScore(score, self)
 
-        def run(*args: Any, **kwargs: Any) -> Tensor:
-            self.enter("reward")
-            return score(*args, **kwargs)
 
-        return run
+class TimedScore:
+    """A score as a method sees it, timed; whatever else it has is the score's own."""
+
+    def __init__(self, score: Score, split: Split):
+        self.score, self.split = score, split
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.score, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the score."""
+        self.split.enter("reward")
+        return self.score(*args, **kwargs)
 
 
 class TimedModel:

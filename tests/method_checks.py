@@ -145,11 +145,10 @@ def check_an_infinite_slope_names_the_prompt(method: Method) -> None:
         ]
         return torch.stack(rows)
 
-    step = next(method.losses(model, steep, model.schedule.times(5), PROMPTS, streams()))
     with pytest.raises(
         NonFiniteError, match=r"^non-finite reward gradient for prompt 'a blue dog' on a sample; .* slope"
     ):
-        step.loss.backward()
+        next(method.losses(model, steep, model.schedule.times(5), PROMPTS, streams()))
 
 
 def check_scores_that_cannot_train_are_refused(method: Method) -> None:

@@ -158,7 +158,7 @@ def test_metrics_speak_of_the_samples() -> None:
     (fresh,) = Draft().losses(ToyModel(dtype=F64), toy_score, times, PROMPTS, rng)
     assert fresh.metrics["drift"] == 0
     (bare,) = Draft(track_drift=False).losses(model, toy_score, times, PROMPTS, rng)
-    assert set(bare.metrics) == {"reward", "reward_std"}
+    assert set(bare.metrics) == {"reward", "reward_std", "dead"}
 
 
 @pytest.mark.parametrize("method", [Draft(), Draft(last=4), Draft(copies=2), Draft(last=8, recompute=True, eta=0.0)])
@@ -179,7 +179,17 @@ def test_what_is_not_finite_names_the_prompt() -> None:
     check_scores_that_cannot_train_are_refused(Draft())
 
 
-BAD = [{"last": 0}, {"copies": -1}, {"copies": 2, "last": 2}, {"eta": -0.1}, {"eta": 1.5}, {"eta": float("nan")}]
+BAD = [
+    {"scenes": -1},
+    {"max_norm": 0.0},
+    {"max_norm": float("nan")},
+    {"last": 0},
+    {"copies": -1},
+    {"copies": 2, "last": 2},
+    {"eta": -0.1},
+    {"eta": 1.5},
+    {"eta": float("nan")},
+]
 
 
 @pytest.mark.parametrize("options", BAD)

@@ -250,3 +250,21 @@ def test_clip_limits_each_object_alone() -> None:
     grad[0] *= 1e-3
     g = dataclasses.replace(method, max_norm=3.0).residual(model, batch, grad).flatten(1).norm(dim=1)
     torch.testing.assert_close(g, torch.tensor([2e-3 * 48**0.5, 3, 3, 3], dtype=F64))
+
+
+def test_clip_after_attenuation_limits_what_the_loss_asks_for() -> None:
+    model = ToyModel(dtype=F64)
+    (batch,) = Chain(model, PROMPTS, model.schedule.times(5, F64), streams(), 1.0).transitions([0, 4])
+    alpha = model.schedule.alpha(batch.s)
+    grad = torch.ones_like(batch.x) / alpha[:, None, None]  # as the chain rule makes it at noisy states
+    for attenuation, power in (("alpha_bar", 2), ("sqrt_alpha_bar", 1), ("none", 0)):
+        asked = 2.0 * alpha ** (power - 1) * 48**0.5
+        limit = float(asked.min()) * 1.01  # below what is asked for in one place, above it in the other
+        method = Nabla(beta=2.0, attenuation=attenuation, max_norm=limit)
+        published = method.residual(model, batch, grad).flatten(1).norm(dim=1)
+        corrected = dataclasses.replace(method, max_norm_at="attenuated").residual(model, batch, grad)
+        norms = corrected.flatten(1).norm(dim=1)
+        torch.testing.assert_close(norms, asked.clamp_max(limit))
+        torch.testing.assert_close(published, (2.0 * 48**0.5 / alpha).clamp_max(limit) * alpha**power)
+        assert attenuation == "none" or (published < 0.9 * norms).any()
+        torch.testing.assert_close(corrected / norms[:, None, None], grad / grad.flatten(1).norm(dim=1)[:, None, None])

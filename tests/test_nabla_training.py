@@ -61,7 +61,7 @@ def test_dead_rows_are_counted() -> None:
 
     model = ToyModel()
     *_, step = Nabla(beta=1.0).losses(model, flat_for_the_first, model.schedule.times(5), PROMPTS, streams())
-    assert step.metrics["dead"] == 4 and step.loss.isfinite()
+    assert step.metrics["dead"] == 4 and step.dead == PROMPTS[:1] and step.loss.isfinite()
 
 
 @pytest.mark.parametrize("where", ["reward", "reward gradient"])

@@ -120,13 +120,13 @@ def test_metrics() -> None:
     rng = streams()
     times = DiscreteVP().times(10, F64)
     (step,) = ReFL().losses(moved(), toy_score, times, PROMPTS, rng)
-    assert set(step.metrics) == {"reward", "reward_std", "taken_at", "drift"} and step.metrics["drift"] > 0
+    assert set(step.metrics) == {"reward", "reward_std", "taken_at", "dead", "drift"} and step.metrics["drift"] > 0
     assert step.metrics["taken_at"] == ReFL().steps(10, rng).double().mean()
     assert plain(step.metrics)
     (fresh,) = ReFL().losses(ToyModel(dtype=F64), toy_score, times, PROMPTS, rng)
     assert fresh.metrics["drift"] == 0
     (bare,) = ReFL(track_drift=False).losses(moved(), toy_score, times, PROMPTS, rng)
-    assert set(bare.metrics) == {"reward", "reward_std", "taken_at"}
+    assert set(bare.metrics) == {"reward", "reward_std", "taken_at", "dead"}
 
 
 def test_reward_rises_on_held_out_seeds() -> None:
@@ -146,7 +146,7 @@ def test_what_is_not_finite_names_the_prompt() -> None:
 
 
 BAD = [{"first": -0.1}, {"last": 1.1}, {"first": 0.9, "last": 0.8}, {"first": float("nan")}]
-BAD += [{"target": float("inf")}, {"eta": 1.5}]
+BAD += [{"scenes": -1}, {"max_norm": -1.0}, {"max_norm": float("inf")}, {"target": float("inf")}, {"eta": 1.5}]
 
 
 @pytest.mark.parametrize("options", BAD)

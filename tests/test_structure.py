@@ -24,7 +24,7 @@ MAX_LINES = 420
 
 # A part imports parts of earlier rows and itself. Methods see the contracts and the mathematics, nothing else.
 LAYERS = [
-    ["types", "rng", "registry", "files", "weights"],
+    ["types", "rng", "registry", "files", "weights", "gradients"],
     ["diffusion"],
     ["scenes"],
     ["pretrained"],
@@ -58,7 +58,7 @@ ELSEWHERE = {
     "Evaluate": "commands",
     "Compare": "commands",
 }  # configurations that are read outside their own file
-METHODS_SEE = {"types", "rng", "diffusion", "methods"}
+METHODS_SEE = {"types", "rng", "gradients", "diffusion", "methods"}
 
 
 def part_of(path: Path) -> str:

@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from toy import PROMPTS, ToyModel
+from user_parts import redness
 
 from align3d import timing
 from align3d.loop import Loop
 from align3d.methods.nabla import Nabla
+from align3d.rewards.score import Scorer
+from align3d.scenes.cameras import CameraSampling
 from align3d.timing import Split, TimedModel
 from align3d.trainer import Trainer
-from align3d.types import BaseModel
+from align3d.types import BaseModel, Score
 
 
 class Clocked:
@@ -108,6 +111,15 @@ def test_a_timed_model_is_a_model_and_leaves_the_reference_again(clock):
     with torch.no_grad():
         model.encode(PROMPTS)
     assert model.split.phase == "sample"
+
+
+def test_a_timed_score_is_a_score(clock):
+    split, score = Split(torch.zeros(())), Scorer(redness, CameraSampling())
+    timed = split.score(score)
+    assert isinstance(timed, Score) and timed.reward is score.reward and timed.noise == 0
+    assert not hasattr(timed, "nothing")
+    bare = split.score(lambda scene, prompts, rng: torch.ones(len(prompts)))
+    assert split.phase is None and bare(None, PROMPTS, None).sum() == 2 and split.phase == "reward"
 
 
 def test_real_seconds_add_up():

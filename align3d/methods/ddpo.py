@@ -58,15 +58,16 @@ class DDPO:
     kl: float = 0.0  # weight of the divergence of a transition from the reference's, mean over the latent; 0: none
     eta: float = 1.0  # noise of the sampler, in (0, 1]: 1 is ancestral sampling, as published
     chunk: int = 4  # transitions per graph, to save memory: gradients add up to the same; 0: all at once
+    scenes: int = 4  # decoded and judged at a time, at most, to save memory: rewards stay the same; 0: all
     track_drift: bool = True  # whether to report the drift from the reference; one prediction per pass
 
     def __post_init__(self) -> None:
         for name, low, high in (("clip", 0, 1), ("advantage_max", 0, 1e6), ("transitions", 0, 1), ("eta", 0, 1)):
             if not low < getattr(self, name) <= high:
                 raise ValueError(f"ddpo: {name} must be above {low} and at most {high:g}, got {getattr(self, name)}")
-        if self.inner_epochs < 1 or self.chunk < 0:
-            got = f"{self.inner_epochs} and {self.chunk}"
-            raise ValueError(f"ddpo: inner_epochs must be at least 1 and chunk at least 0, got {got}")
+        if self.inner_epochs < 1 or self.chunk < 0 or self.scenes < 0:
+            got = f"{self.inner_epochs}, {self.chunk} and {self.scenes}"
+            raise ValueError(f"ddpo: inner_epochs must be at least 1, chunk and scenes at least 0, got {got}")
         if not 0 <= self.kl <= 1e12:
             raise ValueError(f"ddpo: kl must be at least 0 and at most 1e12, got {self.kl}")
 
@@ -99,7 +100,8 @@ class DDPO:
         order = self.order(times, rng)
         with torch.no_grad():
             traj = rollout(model, prompts, times, rng, self.eta)
-            reward = scored(model, score, traj.x[:, -1], prompts, self.cameras(rng), "ddpo")
+            x0, seen = traj.x[:, -1], self.cameras(rng)
+            reward = scored(model, score, x0, prompts, seen, "ddpo", scenes=self.scenes).reward
         advantage = advantages(reward, rng.group).clamp(-self.advantage_max, self.advantage_max)
 
         size, total = self.chunk or order.shape[1], order.numel()

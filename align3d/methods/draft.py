@@ -43,7 +43,9 @@ class Draft:
     last: int = 1  # K, steps of sampling that carry gradient; as many as there are, or more: all
     copies: int = 0  # above 0: DRaFT-LV with that many fresh noises (the paper has 2) before the last step; last is 1
     recompute: bool = False  # whether to run the network of each step again in the backward pass, to save memory
+    max_norm: float | None = None  # largest L2 norm of the gradient of an object's reward by its x0; None: no limit
     eta: float = 1.0  # noise of the sampler, in [0, 1]: 1 is ancestral sampling, 0 is deterministic
+    scenes: int = 4  # decoded and judged at a time, at most, to save memory: gradients stay the same; 0: all
     track_drift: bool = True  # whether to report the drift from the reference; one prediction per update
 
     def __post_init__(self) -> None:
@@ -53,6 +55,10 @@ class Draft:
             )
         if self.copies and self.last > 1:
             raise ValueError(f"draft: copies need last to be 1 (DRaFT-LV is for the last step), got {self.last}")
+        if self.max_norm is not None and not 0 < self.max_norm <= 1e12:
+            raise ValueError(f"draft: max_norm must be above 0 and at most 1e12, got {self.max_norm}")
+        if self.scenes < 0:
+            raise ValueError(f"draft: scenes must be at least 0, got {self.scenes}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"draft: eta must be in 0 to 1, got {self.eta}")
 
@@ -69,7 +75,8 @@ class Draft:
             rng: One stream per prompt.
 
         Yields:
-            One loss; with copies, one for each, of which the last carries the metrics and asks for the update.
+            One loss; with copies, one for each, of which the last carries the metrics and asks for the update. The
+            metric "dead" counts samples, times copies, whose reward has no gradient.
 
         Raises:
             ValueError: If the score has no gradient or the wrong shape.
@@ -78,21 +85,24 @@ class Draft:
         import torch
 
         from align3d.diffusion.sampler import advance
-        from align3d.methods.scoring import drift_from_reference, scored
+        from align3d.methods.scoring import drift_from_reference, prompts_of, scored
 
         begin = max(len(times) - 1 - self.last, 0)
-        starts, rewards = self.starts(model, times, prompts, rng, begin), []
+        starts, rewards, dead = self.starts(model, times, prompts, rng, begin), [], []
         for x, streams in starts:
             tail = advance(model, prompts, x, times[begin:], streams, self.eta, begin, self.recompute)
-            reward = scored(model, score, tail.x[:, -1], prompts, streams, "draft")
-            rewards.append(reward.detach())
+            x0 = tail.x[:, -1]
+            judged = scored(model, score, x0, prompts, streams, "draft", scenes=self.scenes, max_norm=self.max_norm)
+            rewards.append(judged.reward.detach())
+            dead.append(judged.dead)
             done, metrics = len(rewards) == len(starts), {}
             if done:
                 each = torch.stack(rewards).mean(0)
-                metrics = {"reward": each.mean(), "reward_std": each.std(correction=0)}
+                metrics = {"reward": each.mean(), "reward_std": each.std(correction=0), "dead": torch.stack(dead).sum()}
                 if self.track_drift:  # at the first of the states that are trained
                     metrics["drift"] = drift_from_reference(model, x, times[begin], prompts, tail.eps[:, 0])
-            yield StepLoss(-reward.mean() / len(starts), metrics, update=done)
+            loss = -judged.reward.mean() / len(starts)
+            yield StepLoss(loss, metrics, update=done, dead=prompts_of(judged.dead, prompts))
 
     def starts(
         self, model: BaseModel, times: Float[Tensor, "T"], prompts: Sequence[str], rng: Streams, begin: int

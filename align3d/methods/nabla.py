@@ -38,8 +38,10 @@ Against the public code (and so against the published runs), as it is by default
   and output layers.
 - Differences of predictions are formed in float32 (there: bfloat16, times k), and any batch size will do (there: 1).
 
-The same as there: attenuation by alpha_bar; clipping per object (off); no learned correction of the gradient and no
-reverse loss, which nabla-GFlowNet has. Left out: the l1 loss, clipped drift and clipped alpha_bar, all off there.
+The same as there: attenuation by alpha_bar; clipping per object (off), before attenuation, so that a gradient at a
+noisy state, which the chain rule's 1 / alpha_s has made long, is cut and then made shorter still (max_norm_at
+"attenuated" limits what the loss asks for); no learned correction of the gradient and no reverse loss, which
+nabla-GFlowNet has. Left out: the l1 loss, clipped drift and clipped alpha_bar, all off there.
 """
 
 from __future__ import annotations
@@ -80,6 +82,7 @@ class Nabla:
     drift: float = 1.0  # weight of the squared change of predictions since sampling; acts if inner_epochs > 1
     inner_epochs: int = 1  # passes over a rollout, each with newly drawn transitions and an optimiser step after it
     max_norm: float | None = None  # largest L2 norm of an object's reward gradient, beta included; None: no limit
+    max_norm_at: Literal["scaled", "attenuated"] = "scaled"  # max_norm acts before attenuation, as published, or after
     eta: float = 1.0  # noise of the sampler, in (0, 1]: 1 is ancestral sampling, as published
     chunk: int = 1  # transitions per graph: gradients add up to the same; 0: all at once, more memory, fuller batches
     scenes: int = 4  # decoded and judged at a time, at most, to save memory: gradients stay the same; 0: all of a chunk
@@ -98,6 +101,8 @@ class Nabla:
             raise ValueError("nabla: jacobian needs gradient_at 'estimate': at the sample there is no network to pass")
         if self.attenuation not in ("alpha_bar", "sqrt_alpha_bar", "none"):
             raise ValueError(f"nabla: attenuation must be alpha_bar, sqrt_alpha_bar or none, got {self.attenuation!r}")
+        if self.max_norm_at not in ("scaled", "attenuated"):
+            raise ValueError(f"nabla: max_norm_at must be scaled or attenuated, got {self.max_norm_at!r}")
         if self.transitions < 2:  # the last one is always in, and alone it moves nothing (k = 1760, g / k = 0)
             raise ValueError(f"nabla: transitions must be at least 2, got {self.transitions}")
         if self.inner_epochs < 1 or self.chunk < 0 or self.scenes < 0 or not 0 <= self.drift < math.inf:
@@ -135,6 +140,8 @@ class Nabla:
         """
         from align3d.diffusion.schedule import bcast
         from align3d.diffusion.transition import score_scale
+        from align3d.gradients import dead
+        from align3d.methods.scoring import prompts_of
         from align3d.methods.transitions import Chain
 
         if self.beta is None:
@@ -166,19 +173,20 @@ class Nabla:
                 if epoch:  # before the first update theta has not moved since sampling
                     loss = forward + self.drift * (eps - batch.eps).square().flatten(1).mean(1)
 
-                size = eps_ref.flatten(1).norm(dim=1)
+                size, blank = eps_ref.flatten(1).norm(dim=1), dead(grad)
                 rows.append(
                     {
                         "forward": forward.detach(),
                         "drift": (eps.detach() - eps_ref).flatten(1).norm(dim=1) / size,
                         "pull": (g / k).flatten(1).norm(dim=1) / size,
-                        "dead": (grad.flatten(1).norm(dim=1) == 0).to(g.dtype),
+                        "dead": blank.to(g.dtype),
                         "reward": reward,
                     }
                 )
                 done = sum(len(r["forward"]) for r in rows) == len(chosen) * len(prompts)
                 metrics = self.metrics(rows, len(prompts)) if done else {}
-                yield StepLoss(loss.sum() / (len(chosen) * len(prompts)), metrics, update=done)
+                told = prompts_of(blank.view(-1, len(prompts)).any(0), prompts)  # once for all transitions
+                yield StepLoss(loss.sum() / (len(chosen) * len(prompts)), metrics, update=done, dead=told)
 
     def check(self, model: BaseModel, times: Float[Tensor, "T"], group: int = 1) -> None:
         """Refuse a schedule whose last transition has no weight.
@@ -262,11 +270,11 @@ class Nabla:
 
         from align3d.diffusion.sampler import require_finite
         from align3d.diffusion.schedule import x0_from_eps
-        from align3d.methods.scoring import scored
+        from align3d.methods.scoring import part_size, scored
 
-        R = len(batch.x)
-        if 0 < self.scenes < R:
-            parts = (batch.rows(i, min(i + self.scenes, R)) for i in range(0, R, self.scenes))
+        R, size = len(batch.x), part_size(self.scenes, score, batch.rng.group)
+        if 0 < size < R:
+            parts = (batch.rows(i, min(i + size, R)) for i in range(0, R, size))
             grads, rewards = zip(*(self.reward_gradient(model, score, part) for part in parts), strict=True)
             return torch.cat(grads), torch.cat(rewards)
         inner = len(batch.eps_next)  # rows before the end of the chain; there x_s is the sample and scored as it is
@@ -279,7 +287,7 @@ class Nabla:
                     eps = model.predict(x[:inner], batch.s[:inner], model.encode(batch.prompts[:inner])).to(x.dtype)
                 x0 = torch.cat([x0_from_eps(model.schedule, x[:inner], eps, batch.s[:inner]), x[inner:]])
             places = [f"at time {s:.3f}" for s in batch.s.tolist()]
-            reward = scored(model, score, x0, batch.prompts, batch.rng, "nabla", places)
+            reward = scored(model, score, x0, batch.prompts, batch.rng, "nabla", places).reward
             (grad,) = torch.autograd.grad(reward.sum(), x)
         require_finite(grad, batch.prompts, "reward gradient", places)  # of the network, with jacobian
         return grad, reward.detach().to(grad.dtype)
@@ -292,16 +300,19 @@ class Nabla:
         return self.reward_gradient(model, score, chain.gather([len(chain) - 1]))
 
     def residual(self, model: BaseModel, batch: Transitions, grad: Float[Tensor, "R *L"]) -> Float[Tensor, "R *L"]:
-        """The difference of scores that is asked for: g = beta grad R, clipped per object, attenuated by gamma_s."""
+        """The difference of scores that is asked for: g = beta grad R, attenuated by gamma_s, clipped per object."""
         from align3d.diffusion.schedule import bcast
+        from align3d.gradients import clipped
 
         assert self.beta is not None
         g = self.beta * grad
-        if self.max_norm is not None:
-            norm = g.flatten(1).norm(dim=1)
-            g = g * bcast((self.max_norm / norm.clamp_min(1e-30)).clamp_max(1), g)
+        if self.max_norm is not None and self.max_norm_at == "scaled":
+            g = clipped(g, self.max_norm)
         power = {"alpha_bar": 2, "sqrt_alpha_bar": 1, "none": 0}[self.attenuation]
-        return g * bcast(model.schedule.alpha(batch.s) ** power, g)
+        g = g * bcast(model.schedule.alpha(batch.s) ** power, g)
+        if self.max_norm is not None and self.max_norm_at == "attenuated":
+            g = clipped(g, self.max_norm)
+        return g
 
     def transition_weight(
         self, model: BaseModel, batch: Transitions, k: Float[Tensor, "R *ones"]

@@ -44,7 +44,9 @@ class ReFL:
     last: float = 1.0  # where it must have ended; 1 lets the last step be drawn, equal to `first` gives one step
     shared: bool = False  # whether all samples of an update stop at the same step, as published
     target: float | None = None  # reward from which on a sample no longer trains (published: 2); None: no limit
+    max_norm: float | None = None  # largest L2 norm of the gradient of an object's reward by its x0; None: no limit
     eta: float = 1.0  # noise of the sampler, in [0, 1]: 1 is ancestral sampling, 0 is deterministic
+    scenes: int = 4  # decoded and judged at a time, at most, to save memory: gradients stay the same; 0: all
     track_drift: bool = True  # whether to report the drift from the reference; one prediction per update
 
     def __post_init__(self) -> None:
@@ -52,6 +54,10 @@ class ReFL:
             raise ValueError(f"refl: 0 <= first <= last <= 1 must hold, got first {self.first} and last {self.last}")
         if self.target is not None and not math.isfinite(self.target):
             raise ValueError(f"refl: target must be finite, got {self.target}")
+        if self.max_norm is not None and not 0 < self.max_norm <= 1e12:
+            raise ValueError(f"refl: max_norm must be above 0 and at most 1e12, got {self.max_norm}")
+        if self.scenes < 0:
+            raise ValueError(f"refl: scenes must be at least 0, got {self.scenes}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"refl: eta must be in 0 to 1, got {self.eta}")
 
@@ -69,7 +75,7 @@ class ReFL:
 
         Yields:
             One loss. Its metric "reward" is of the estimates, not of finished samples; "taken_at" is the step of the
-            chain where they were taken.
+            chain where they were taken; "dead" counts those whose reward has no gradient.
 
         Raises:
             ValueError: If the score has no gradient or the wrong shape.
@@ -79,7 +85,7 @@ class ReFL:
 
         from align3d.diffusion.sampler import require_finite, rollout
         from align3d.diffusion.schedule import x0_from_eps
-        from align3d.methods.scoring import drift_from_reference, scored
+        from align3d.methods.scoring import drift_from_reference, prompts_of, scored
 
         step = self.steps(len(times) - 1, rng).to(times.device)
         far = int(step.max())
@@ -92,14 +98,16 @@ class ReFL:
         t = times[step]
         eps = model.predict(x, t, model.encode(prompts)).to(x.dtype)
         require_finite(eps.detach(), prompts, "prediction", [f"at step {k}" for k in step.tolist()])
-        reward = scored(model, score, x0_from_eps(model.schedule, x, eps, t), prompts, rng, "refl")
+        x0 = x0_from_eps(model.schedule, x, eps, t)
+        judged = scored(model, score, x0, prompts, rng, "refl", scenes=self.scenes, max_norm=self.max_norm)
 
-        loss = -reward if self.target is None else (self.target - reward).relu()
-        now = reward.detach()
+        loss = -judged.reward if self.target is None else (self.target - judged.reward).relu()
+        now = judged.reward.detach()
         metrics = {"reward": now.mean(), "reward_std": now.std(correction=0), "taken_at": step.double().mean()}
+        metrics["dead"] = judged.dead.sum()
         if self.track_drift:
             metrics["drift"] = drift_from_reference(model, x, t, prompts, eps)
-        yield StepLoss(loss.mean(), metrics)
+        yield StepLoss(loss.mean(), metrics, dead=prompts_of(judged.dead, prompts))
 
     def steps(self, total: int, rng: Streams) -> Int[Tensor, "B"]:
         """The step, 0 to total - 1, that each sample stops at: as many have been made before it."""

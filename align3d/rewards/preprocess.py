@@ -5,13 +5,11 @@ Images are in [0, 1], channel first. No PIL, no 8 bit: a gradient has to pass.
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import torch
     from jaxtyping import Float
     from torch import Tensor
 
@@ -72,39 +70,8 @@ def per_image(
 
     Gradient: to images, computed now if they need one.
     """
-    import torch
+    from align3d.gradients import in_parts, with_slopes
 
     chunk = chunk or (8 if images.device.type == "cpu" else 64)
-    wanted = torch.is_grad_enabled() and images.requires_grad
-    values, slopes = [], []
-    for part, *rest in zip(*(x.split(chunk) for x in (images, *others)), strict=True):
-        part = part.detach().requires_grad_(wanted)
-        value = function(part, *rest)
-        if wanted:
-            with torch.autocast(images.device.type, enabled=False):  # else it would round the products of the way back
-                slopes += torch.autograd.grad(value.sum(), part)
-        values.append(value.detach())
-    result = torch.cat(values)
-    if not wanted:
-        return result
-    return _with_slopes().apply(images, result, torch.cat(slopes))
-
-
-@functools.cache
-def _with_slopes() -> type[torch.autograd.Function]:
-    """Values with a gradient that is known already; a class made on first use, as this module does not load torch."""
-    import torch
-
-    class WithSlopes(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, images: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
-            ctx.save_for_backward(slopes)
-            return values.clone()
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-            (slopes,) = ctx.saved_tensors
-            return grad.reshape(-1, *(1,) * (slopes.ndim - 1)) * slopes, None, None
-
-    return WithSlopes
+    values, slopes = in_parts(lambda part, rows: function(part, *(other[rows] for other in others)), images, chunk)
+    return values if slopes is None else with_slopes(images, values, slopes)
