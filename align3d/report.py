@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align3d.charts import MINUS, interval, interval_chart, line_chart, number, shorten
+from align3d.charts import MINUS, interval, interval_chart, number, shorten
 from align3d.files import replacing
 from align3d.gallery import Exhibit, before_after, history, section
-from align3d.log import WATCHED, duration
+from align3d.log import TERM, duration
 from align3d.page import Html, document, h, join
-from align3d.runs import Run, Samples, is_number
+from align3d.runs import Run, is_number
+from align3d.training_charts import curves, reward_names, times
 from align3d.watched import Watched, verdict
 from align3d.watched import section as watched_section
 
@@ -28,18 +28,8 @@ if TYPE_CHECKING:
     from align3d.evaluate import Change, Comparison, Evaluation
 
 STYLE = Path(__file__).parent / "assets" / "report" / "style.css"
-PARTS = "seconds_"  # metrics that begin so are parts of an update's time: seconds_sample, seconds_reward, ...
-CURVES = {  # metrics with a chart of their own: title, and what it says
-    "reward": ("Reward", "of the samples trained on, each update with other prompts; the band is their spread"),
-    "drift": ("Drift", "how far predictions have moved from the base model's, relative to their size"),
-    "loss": ("Loss", "what the optimiser sees; it need not fall when the target moves"),
-    "grad_norm": ("Gradient", "norm of the adapter's gradient before clipping"),
-}
 BETWEEN = "between the seeds of a prompt"  # explains diversity
 SAME = "The same prompts and the same noise, before and after training."
-PHASES = {"sample": "sampling", "reward": "reward and its gradient"}  # parts of the time that need more words
-BETWEEN_UPDATES = ("seconds_watch",)  # and no part of them
-UNCHARTED = ("step", "seconds", "reward_std", "memory_mib", "lr", "beta")  # shown elsewhere, or no result
 
 
 def write_report(
@@ -98,8 +88,8 @@ def write_report(
         "" if exhibits else history(told.samples),
         _numbers(comparisons, trained_on, pool),
         watched_section(watched) if watched else None,
-        _curves(told),
-        _time(told),
+        curves(told),
+        times(told),
         _settings(told, command),
     ]
     style = STYLE.read_text(encoding="utf-8")
@@ -140,10 +130,21 @@ def _stop_when(run: Run) -> str:
 
 
 def _title(run: Run) -> str:
-    model, method, reward = run.part("model"), run.part("method"), run.part("reward")
+    model, method, reward = run.part("model"), run.part("method"), _sum(run) or run.part("reward")
     if model and reward:
         return f"Model {model}, aligned with {reward}" + (f" by {method}" if method else "")
     return "A run of align3d"
+
+
+def _sum(run: Run) -> str:
+    """A reward that is a sum, as one would write it; nothing of others, or of a damaged configuration."""
+    reward = run.settings.get("reward")
+    terms = reward.get("terms") if isinstance(reward, dict) else None
+    if not isinstance(terms, dict) or not all(isinstance(t, dict) and is_number(t, "weight") for t in terms.values()):
+        return ""
+    parts = [(term["weight"], name) for name, term in terms.items()]
+    written = [f"{MINUS if w < 0 else '+'} {'' if abs(w) == 1 else f'{abs(w):g} '}{name}" for w, name in parts]
+    return " ".join(written).removeprefix("+ ")
 
 
 def _main(comparison: Comparison, trained_on: str | None) -> Change:
@@ -178,13 +179,20 @@ def _headline(run: Run, comparisons: Mapping[str, Comparison], trained_on: str |
 
 def _progress(run: Run) -> Html:
     """The headline of a run that nobody compared with its base."""
-    rewards = [value for value in run.column("reward") if math.isfinite(value)]
-    if len(rewards) < 2:
-        return join(f"{len(run.metrics)} updates so far.")
-    tenth = max(1, len(rewards) // 10)
-    first, last = statistics.fmean(rewards[:tenth]), statistics.fmean(rewards[-tenth:])
-    text = f"Over {len(run.metrics)} updates, the mean reward of the training samples went from {number(first)} to "
-    return join(text, h("strong", number(last)), " (first and last tenth of the updates).")
+    num, went = len(run.metrics), []
+    terms = [name for name in (run.metrics[-1] if run.metrics else ()) if name.startswith(TERM)]
+    for name in terms or ["reward"]:  # the terms of a sum may be normalised, by what they themselves have been
+        values = [value for value in run.column(name) if math.isfinite(value)]
+        if len(values) > 1:
+            tenth = max(1, len(values) // 10)
+            first, last = statistics.fmean(values[:tenth]), statistics.fmean(values[-tenth:])
+            what = f"{name.removeprefix(TERM)} " if terms else ""
+            went.append(join(f"{what}from {number(first)} to ", h("strong", number(last))))
+    if not went:
+        return join(f"{num} updates so far.")
+    listed = [part for one in went for part in (", ", one)][1:]
+    text = f"Over {num} updates, the mean reward of the training samples went "
+    return join(text, *listed, " (first and last tenth of the updates).")
 
 
 def _beside(run: Run) -> Html | None:
@@ -192,7 +200,7 @@ def _beside(run: Run) -> Html | None:
     if len(run.samples) < 2:
         return None
     first, *_, last = run.samples.values()
-    pairs = {name: (first.rewards.get(name), last.rewards.get(name)) for name in _rewards([first, last])}
+    pairs = {name: (first.rewards.get(name), last.rewards.get(name)) for name in reward_names([first, last])}
     pairs["diversity between seeds"] = (first.diversity, last.diversity)
     known = {name: (a, b) for name, (a, b) in pairs.items() if a is not None and b is not None}
     if not known:
@@ -270,82 +278,6 @@ def _table(comparison: Comparison, trained_on: str | None) -> Html:
         rows.append(h("tr", h("th", c.name, h("small", kind) if kind else None, scope="row"), *cells))
     head = h("thead", h("tr", *[h("th", text, scope="col") for text in heads]))
     return h("table", head, h("tbody", *rows), class_="numbers")
-
-
-def _curves(run: Run) -> Html | None:
-    """Charts of the metrics and of the samples: those that everyone looks at, the rest folded away."""
-    steps = [float(row["step"]) for row in run.metrics]
-    apart = (PARTS, WATCHED)  # have sections of their own
-    names = {name for row in run.metrics for name in row if name not in UNCHARTED and not name.startswith(apart)}
-    panels: dict[str, Html] = {}
-    for name in [*CURVES, *sorted(names - set(CURVES))]:
-        values = run.column(name)
-        if len({v for v in values if math.isfinite(v)}) < 2:
-            continue
-        heading, text = CURVES.get(name, (name.replace("_", " "), ""))
-        chart = line_chart(steps, values, heading, run.column("reward_std") if name == "reward" else None)
-        panels[name] = _panel(heading, text, chart)
-    fixed = _fixed(run)
-    shown = [panel for name in CURVES for panel in (panels.get(name), *fixed.get(name, [])) if panel]
-    more = [panel for name, panel in panels.items() if name not in CURVES]
-    if not shown and not more:
-        return None
-    fold = h("details", h("summary", "More curves"), h("div", *more, class_="panels")) if more else None
-    return join(h("h2", "Training"), h("div", *shown, class_="panels") if shown else None, fold)
-
-
-def _fixed(run: Run) -> dict[str, list[Html]]:
-    """Charts of the samples with the same prompts and seeds, beside the base model's, by the metric they go with."""
-    drawn = list(run.samples.values())
-    rewards = {f"{name}, same samples": [s.rewards.get(name) for s in drawn] for name in _rewards(drawn)}
-    groups = {
-        "reward": (rewards, "of the same prompts and seeds at every step"),
-        "drift": ({"Diversity": [s.diversity for s in drawn]}, "how much the seeds of a prompt differ"),
-    }
-    found: dict[str, list[Html]] = defaultdict(list)
-    for beside, (columns, text) in groups.items():
-        for heading, values in columns.items():
-            y = [math.nan if value is None else value for value in values]
-            base = y[0] if 0 in run.samples and math.isfinite(y[0]) else None
-            chart = line_chart([float(step) for step in run.samples], y, heading, smooth=False, base=base)
-            if chart:
-                found[beside].append(_panel(heading, text + "; dashed: the base model" * (base is not None), chart))
-    return found
-
-
-def _rewards(drawn: Sequence[Samples]) -> list[str]:
-    """Names of the rewards of a run's samples, in order of appearance."""
-    return list(dict.fromkeys(name for samples in drawn for name in samples.rewards))
-
-
-def _panel(heading: str, text: str, chart: str) -> Html:
-    return h("div", h("h3", heading), h("p", text) if text else None, Html(chart), class_="panel")
-
-
-def _time(run: Run) -> Html | None:
-    """Where an update's time goes: medians over the updates after the first, which has to warm up."""
-    parts: dict[str, list[float]] = defaultdict(list)
-    for row in run.metrics[1:] or run.metrics:
-        for name in row:
-            if name.startswith(PARTS) and name not in BETWEEN_UPDATES and is_number(row, name):
-                parts[name.removeprefix(PARTS).replace("_", " ")].append(float(row[name]))
-    if not parts:
-        return None
-    medians = {PHASES.get(name, name): statistics.median(values) for name, values in parts.items() if any(values)}
-    whole = [float(row["seconds"]) for row in run.metrics[1:] or run.metrics if is_number(row, "seconds")]
-    rest = (statistics.median(whole) if whole else 0.0) - sum(medians.values())
-    if rest > 0.01 * sum(medians.values()):
-        medians["everything else"] = rest
-    total = sum(medians.values()) or 1.0
-    bars, keys = [], []
-    for i, (name, value) in enumerate(medians.items()):
-        colour = f"c{min(i, 7)}" if name != "everything else" else "c7"
-        bars.append(h("i", class_=colour, style=f"flex:{value / total:.4f}"))
-        amount = f"{value:.2g} s, {100 * value / total:.0f} %"
-        keys.append(h("li", h("i", class_=colour), name, h("em", amount)))
-    bar = h("div", *bars, class_="split", aria_hidden="true")
-    panel = h("div", h("p", "medians over the updates"), bar, h("ul", *keys, class_="keys"), class_="panel")
-    return join(h("h2", "Time of an update"), h("div", panel, class_="panels"))
 
 
 def _settings(run: Run, command: str | None) -> Html | None:

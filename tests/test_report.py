@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from align3d.charts import MINUS
 from align3d.evaluate import Evaluation, compare
 from align3d.page import Html, h, image, join
 from align3d.report import Exhibit, exhibits_of, write_report
@@ -242,6 +243,23 @@ def test_hostile_words_stay_words(run):
         assert all(v.startswith("data:") for v in page.all("img", "src"))
         assert not [n for _, n, _ in page.attributes if n.startswith("on")]
         assert "alert('x')" in page.text()
+
+
+def test_a_sum_of_rewards_is_told_by_its_terms(run):
+    config = json.loads((run / "config.json").read_text())
+    terms = {"colour": {"weight": 1.0}, HOSTILE: {"weight": -0.25}}
+    config["config"]["reward"] = {"name": "mix", "terms": terms}
+    (run / "config.json").write_text(json.dumps(config))
+    rows = [{"step": i, "reward": 0.0, "term_colour": i, f"term_{HOSTILE}": 1 / i} for i in range(1, 21)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = read(write_report(run))
+    assert f"aligned with colour {MINUS} 0.25 {' '.join(HOSTILE.split())} by nabla" in page.text()
+    assert "training samples went colour from 1.500 to 19.50, " in page.text()
+    assert "a term of the reward, as it is" in page.text()
+    assert not {"script", "img"} & set(page.tags[: page.tags.index("svg")])
+    config["config"]["reward"]["terms"] = {"colour": {"weight": None}}
+    (run / "config.json").write_text(json.dumps(config))
+    assert "aligned with mix by nabla" in read(write_report(run)).text()
 
 
 def test_damaged_runs_lose_only_what_is_damaged(run, tmp_path):
