@@ -7,7 +7,7 @@ import pytest
 from align3d.commands.inputs import read_prompts
 from align3d.files import MAX_JSON, read_json, read_lines
 from align3d.models import prompt_cache_public
-from align3d.prompt_cache import keep_above
+from align3d.prompt_rewards import keep_above
 
 MARKS = "one\u2028line\x85still\x0cit"  # str.splitlines cuts at each of them
 

@@ -6,38 +6,19 @@ import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from command_checks import contents, enter, refused
+from command_checks import contents
+from letters import POOLED, TOKENS, WIDTH, Letters
 
-from align3d import distributed, prompt_cache
-from align3d.cli import main
+from align3d import distributed, embedding
+from align3d.embedding import embed
 from align3d.files import WriteError
 from align3d.models import prompt_cache as reading
 from align3d.models.prompt_cache import INDEX, PromptCache, open_cache, shard_name
 from align3d.models.text import Text
-from align3d.prompt_cache import embed, keep_above
 
-TOKENS, WIDTH, POOLED = 6, 3, 2
 PROMPTS = [f"{'very ' * (i % 4)}red thing number {i}" for i in range(20)] + ["ein grüner Würfel 🧊"]
-
-
-class Letters:
-    """A text source whose numbers tell which prompt they are of."""
-
-    identity = {"encoder": "letters", "weights": "abc", "precision": "float32"}  # noqa: RUF012
-
-    def __init__(self, pooled: int = POOLED):
-        self.pooled, self.seen = pooled, []
-
-    def __call__(self, prompts):
-        self.seen.append(list(prompts))
-        count = torch.tensor([1 + len(prompt) % TOKENS for prompt in prompts])
-        keep = (torch.arange(TOKENS) < count[:, None]).float()
-        number = torch.tensor([float(sum(prompt.encode()) % 997) for prompt in prompts])[:, None, None]
-        states = (number + torch.arange(TOKENS * WIDTH).view(TOKENS, WIDTH) / 64) * keep[..., None]
-        return Text(states, keep, number[:, 0].expand(-1, self.pooled) / 3 if self.pooled else None)
 
 
 class Ending(Letters):
@@ -100,17 +81,17 @@ def test_encodes_each_prompt_once_by_length(tmp_path):
 def test_a_shard_in_the_making_holds_no_batches(tmp_path, monkeypatch):
     sizes = []
 
-    def raw(tensor, real=prompt_cache.raw):
+    def raw(tensor, real=embedding.raw):
         sizes.append((tensor.untyped_storage().nbytes(), tensor.nbytes))
         return real(tensor)
 
-    monkeypatch.setattr(prompt_cache, "raw", raw)
+    monkeypatch.setattr(embedding, "raw", raw)
     make(tmp_path / "c")
     assert len(sizes) == 2 * (len(PROMPTS) + 1) and all(held == own for held, own in sizes)
 
 
 def test_two_prompts_of_one_hash_are_told_apart(tmp_path, monkeypatch):
-    for module in (reading, prompt_cache):
+    for module in (reading, embedding):
         monkeypatch.setattr(module, "hash_of", lambda prompt: len(prompt) % 2)
     cache = make(tmp_path / "c")
     assert torch.equal(cache(PROMPTS).states, Letters()(PROMPTS).states)
@@ -166,7 +147,7 @@ def test_processes_share_the_shards(made, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "on_first", lambda action: None)
-    encoder = prompt_cache.describe(Letters(), None)
+    encoder = embedding.describe(Letters(), None)
     monkeypatch.setattr(distributed, "gather", lambda value: [encoder, value])
     (tmp_path / "c").mkdir()
     source = Letters()
@@ -327,109 +308,3 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch):
             make(tmp_path / "c")
     assert sorted(contents(tmp_path / "c")) == ["cache.json", shard_name(0), shard_name(1)]
     make(tmp_path / "c")
-
-
-def test_keep_above(tmp_path):
-    prompts = ["a", "b", "c", "b"]
-    np.save(tmp_path / "r.npy", np.array([0.5, 0.9, 0.849, 2.0], dtype=np.float32))
-    assert keep_above(prompts, tmp_path / "r.npy", 0.5) == ["b", "c", "b"]  # strictly greater
-    rows = [{"prompt": "b", "reward": 1}, {"prompt": "a", "reward": 0.1}, {"prompt": "a", "reward": 0.5}]
-    rows += [{"prompt": "c", "seed": 0, "rewards": {"dnc": 3.0}}, {"prompt": "other", "reward": 9.0}]
-    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert keep_above(prompts, tmp_path / "r.jsonl", 0.3) == ["b", "c", "b"]  # "a" has a mean of 0.3
-    assert keep_above(prompts, tmp_path / "r.jsonl", 0.29) == prompts
-    base = {"name": "base", "prompts": {"dnc": [0.5, 0.7, 0.6], "diversity": [9, 9, 9]}}
-    tuned = {"name": "run", "prompts": {"dnc": [1, 1, 1]}}
-    (tmp_path / "t.json").write_text(json.dumps({"prompts": ["a", "b", "c"], "results": [base, tuned]}))
-    assert keep_above(prompts, tmp_path / "t.json", 0.5) == ["b", "c", "b"]
-
-
-class Evil:
-    def __reduce__(self):
-        return (os.mkdir, ("evil",))
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("r.npy", np.zeros(3), r"each of 2 prompts, in their order, got float64 \(3,\)"),
-        ("r.npy", np.zeros((2, 1)), r"\(2, 1\)"),
-        ("r.npy", np.array(["a", "b"]), "got <U1"),
-        ("r.npy", np.array([1.0, np.nan]), "nan for prompt 'b'"),
-        ("r.npy", np.zeros(2), r"above 0.5; the highest .* is 0"),
-        ("r.npy", np.array([Evil(), Evil()], dtype=object), "no .npy file of numbers"),
-        ("r.npy", b"\x93NUMPY\x01\x00", "damaged"),
-        ("r.npy", b"", "damaged"),
-        ("r.jsonl", b'{"prompt": "a", "reward": 1}\n', "no reward for 1 of 2 prompts, first 'b'"),
-        ("r.jsonl", b'{"prompt": "a", "reward": 1}\n{"prompt": "b"}\n', "line 2: expected"),
-        ("r.jsonl", b'{"prompt": "a", "rewards": {"x": 1, "y": 2}}\n', "line 1: expected"),
-        ("r.jsonl", b'{"prompt": "a", "reward": true}\n', "line 1: expected"),
-        ("r.jsonl", b"[" * 50_000, "line 1: expected"),
-        ("r.jsonl", b"\xff", "not UTF-8"),
-        ("r.json", b'{"prompts": ["a"], "results": []}', "no table.json of align3d evaluate"),
-        ("r.json", b'{"prompts": [], "results": [{"name": "base", "prompts": {"x": [], "y": []}}]}', "2 rewards"),
-        ("r.txt", b"1", "must be a .npy or .jsonl"),
-    ],
-)
-def test_rewards_that_do_not_fit(tmp_path, monkeypatch, name, value, said):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / name
-    path.write_bytes(value) if isinstance(value, bytes) else np.save(path, value, allow_pickle=True)
-    with pytest.raises(ValueError, match=said):
-        keep_above(["a", "b"], path, 0.5)
-    assert not (tmp_path / "evil").exists()
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    enter(tmp_path, monkeypatch)
-    (tmp_path / "own.py").write_text(
-        "from test_prompt_cache import Letters\n"
-        "class Options:\n"
-        "    def text_source(self, device, precision, offload):\n"
-        "        return Letters()\n"
-        "    def load(self, device):\n"
-        "        raise RuntimeError('not needed')\n"
-    )
-    return tmp_path
-
-
-EMBED = ["embed", "--model", "own:Options", "--prompts", "prompts.txt", "--device", "cpu", "--out", "cache"]
-
-
-def test_the_command_writes_what_a_model_reads(here, capsys):
-    assert main(EMBED) == 0
-    assert "written: cache, 3 prompts with the empty one" in capsys.readouterr().out
-    prompts = ["a longer prompt of a blue ball", "", "a red cube"]
-    assert torch.equal(open_cache(here / "cache")(prompts).states, Letters()(prompts).states)
-    before = contents(here)
-    assert main(EMBED) == 0 and contents(here) == before
-    np.save("r.npy", np.array([2.0, 1.0]))
-    assert main([*EMBED[:-1], "few", "--keep-above", "1", "--rewards", "r.npy"]) == 0
-    few = open_cache(here / "few")
-    assert len(few) == 2 and "a red cube" in few
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"", "has no prompts"),
-        (b"# nothing\n\n", "has no prompts"),
-        (b"caf\xe9\n", "not UTF-8"),
-        (b"a red\0mug\n", "has NUL bytes in it"),
-        (b"x" * 10_000, "has 10000 characters, at most 2000"),
-    ],
-)
-def test_the_command_refuses_bad_prompts(here, capsys, data, said):
-    (here / "prompts.txt").write_bytes(data)
-    assert said in refused(capsys, EMBED)
-    assert not (here / "cache").exists()
-
-
-def test_the_command_refuses_another_start(here, capsys):
-    assert main(EMBED) == 0
-    capsys.readouterr()
-    assert "precision 'float32' instead of 'bfloat16'" in refused(capsys, [*EMBED, "--precision", "bfloat16"])
-    assert "--keep-above 1.0 needs the prompts' rewards" in refused(capsys, [*EMBED, "--keep-above", "1"])
-    assert "batch_size" in refused(capsys, [*EMBED, "--batch-size", "0"])
-    assert "no text encoder" in refused(capsys, ["embed", "--model", "mine:Toy", *EMBED[3:-1], "new"])

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from tiny_text import spiece, write_texts
 
 from align3d.cli import main
+from align3d.embedding import embed
 from align3d.models.captions import clean
 from align3d.models.prompt_cache import open_cache
 from align3d.models.spiece import read_unigram
 from align3d.models.text import Text, WordText, check_lengths, moved
 from align3d.models.text_files import load_clip, load_sd3, load_t5
-from align3d.prompt_cache import embed
 
 PROMPTS = ["a red mug", "", "The blue dog of a chair, " * 60]
 pytestmark = pytest.mark.filterwarnings("ignore:at most .* tokens")  # of the last prompt

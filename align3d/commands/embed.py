@@ -40,8 +40,8 @@ class Embed:
 
 def run(options: Embed, *, names: dict[str, str], model: Any) -> None:
     """Write the cache, or what is missing of it."""
+    from align3d.embedding import embed
     from align3d.models.text import check_lengths
-    from align3d.prompt_cache import embed
 
     prompts = choose_prompts(read_prompts(options.prompts), options.keep_above, options.rewards, "--rewards")
     check_lengths(prompts)

@@ -65,7 +65,7 @@ def gather(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def choose_prompts(prompts: list[str], above: float | None, rewards: Path | None, flag: str) -> list[str]:
-    """The prompts whose reward in a file is above a number, as `prompt_cache.keep_above` has it; all without both.
+    """The prompts whose reward in a file is above a number, as `prompt_rewards.keep_above` has it; all without both.
 
     Args:
         prompts: All of them, as `read_prompts` gives them.
@@ -84,7 +84,7 @@ def choose_prompts(prompts: list[str], above: float | None, rewards: Path | None
     if rewards is None:
         remedy = f"give {flag} FILE (docs/prompts.md says how to make one), or --keep-above None to take all prompts"
         raise ValueError(f"--keep-above {above} needs the prompts' rewards: {remedy}")
-    from align3d.prompt_cache import keep_above
+    from align3d.prompt_rewards import keep_above
 
     return keep_above(prompts, rewards, above)
 

@@ -5,7 +5,7 @@ shard-00000.safetensors     some prompts, by length: the states of their tokens 
 index.safetensors           where each prompt is, by sorted hashes of the prompts; written last
 
 All files but cache.json are mapped into memory, and their pages are let go once a row is copied: what stays in
-memory does not grow with the number of prompts. `align3d.prompt_cache` writes them.
+memory does not grow with the number of prompts. `align3d.embedding` writes them.
 """
 
 from __future__ import annotations
