@@ -162,8 +162,14 @@ class BaseModel(Protocol):
 class Reward(Protocol):
     """Scores views of scenes; higher is better.
 
-    A member that may be missing: check(prompts), which raises a ValueError on what cannot be scored; it is called
-    before any work is done.
+    Members that may be missing:
+
+    - check(prompts) raises a ValueError on what cannot be scored; it is called before any work is done.
+    - within(rng) gives the reward to use in an update, for objects with one stream each: it may draw, and compare the
+      rows of a group. check_batch(views, group) refuses numbers of views and of samples of a prompt that do not do.
+    - whole_groups says that the samples of a prompt must be scored together.
+    - One that goes by what the run has seen has `scales`, `measuring`, `seen`, `advance`, `numbers` and `restore`, as
+      rewards.combined.Combined does.
     """
 
     differentiable: bool  # whether the scores have a gradient to the views
