@@ -20,7 +20,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import torch
+import torch.nn.functional as F
 from full_size import MODELS, TOKENS, generator
+
+from align3d.models.nets.wide_linear import WideLinear
+from align3d.models.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,12 +35,11 @@ if TYPE_CHECKING:
     from align3d.models.diffsplat import DiffSplat
 
 GIB = 2**30
+ATTENTION = F.scaled_dot_product_attention
 
 
 def kept(function: Callable[[], Any], frozen: Iterable[Tensor]) -> int:
     """The bytes that a function leaves for the backward pass, frozen tensors not counted."""
-    import torch
-
     own = {tensor.untyped_storage()._cdata for tensor in frozen}  # storages of "meta" have no address in memory
     found: dict[int, Tensor] = {}
 
@@ -43,35 +47,37 @@ def kept(function: Callable[[], Any], frozen: Iterable[Tensor]) -> int:
         found.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    fused = partial(patch, "torch.nn.functional.scaled_dot_product_attention", attention)
-    with fused(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        patch.object(F, "scaled_dot_product_attention", attention),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
         out = function()
     assert out.requires_grad
     return sum(tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in own)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
-    """Attention without numbers, that keeps what fused kernels keep."""
-    import torch
-
-    class Fused(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            out = q.new_empty(*q.shape[:-1], v.shape[-1])
-            ctx.save_for_backward(q, k, v, mask, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
-            return out
-
+def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    """Attention; where there are no numbers, only what is kept of it: torch would take the one that keeps scores."""
+    if not q.is_meta:
+        return ATTENTION(q, k, v, attn_mask=attn_mask, **options)
     return Fused.apply(q, k, v, attn_mask)
+
+
+class Fused(torch.autograd.Function):
+    """What fused kernels keep."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Shapes alone."""
+        out = torch.empty_like(q)  # laid out like q, so that joining the heads copies nothing
+        ctx.save_for_backward(q, k, v, mask, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
 
 
 def denoiser(model: DiffSplat, batch_size: int, tokens: int) -> int:
     """Bytes of one prediction with guidance, for texts of at most so many tokens."""
-    import torch
-
-    from align3d.models.text import Text
-
     rows, config = 2 * batch_size, model.network.config
-    make = partial(torch.empty, device="meta")
+    make = partial(torch.ones, device=model.device)
     width, pooled = config[model.options.width], config.get("pooled_projection_dim", 0)
     text = Text(make(rows, tokens, width), make(rows, tokens), make(rows, pooled) if pooled else None, most=tokens)
     views, _, *sides = model.latent_shape
@@ -82,18 +88,12 @@ def denoiser(model: DiffSplat, batch_size: int, tokens: int) -> int:
 
 def decoder(model: DiffSplat) -> int:
     """Bytes of one object's decoding."""
-    import torch
-
     x0 = torch.empty(1, *model.latent_shape, device="meta", requires_grad=True)
     return kept(lambda: model.codec.decode(x0), [*model.codec.parameters(), *model.codec.buffers()])
 
 
 def as_peft_has_it(model: DiffSplat) -> DiffSplat:
     """With the layers of peft in the place of WideLinear."""
-    import torch
-
-    from align3d.models.nets.wide_linear import WideLinear
-
     for layer in model.adapter.layers:
         if isinstance(layer.lora_A["default"], WideLinear):
             layer.lora_A["default"].__class__, layer.cast_input_dtype_enabled = torch.nn.Linear, True
@@ -102,8 +102,6 @@ def as_peft_has_it(model: DiffSplat) -> DiffSplat:
 
 def rows(variant: str, batch_size: int, tokens: int, tiny: bool = False) -> dict[str, int]:
     """The table: what, and its bytes."""
-    import torch
-
     make = partial(generator, variant, "meta", torch.bfloat16, tiny, layers="all")
     return {
         "denoiser": denoiser(make(), batch_size, tokens),

@@ -177,3 +177,13 @@ def test_what_is_kept_is_counted_without_numbers(variant):
     assert min(found.values()) > 0 and len(found) == 5
     assert found["denoiser"] < 0.9 * found["denoiser, layers of peft"]
     assert found["denoiser, recomputed"] < 0.6 * found["denoiser"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_kept_is_the_same_with_numbers(variant):
+    import activations
+    from full_size import generator
+
+    made = (generator(variant, device, torch.float32, tiny=True, layers="all") for device in ("meta", "cpu"))
+    sizes = [activations.denoiser(model, 2, 32) for model in made]
+    assert sizes[0] == sizes[1] > 0

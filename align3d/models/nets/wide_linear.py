@@ -3,7 +3,7 @@
 peft casts the input of an adapter's first matrix to float32, and autograd keeps that copy for the matrix's gradient:
 three of them where q, k and v read the same tokens. In the PixArt denoiser of 0.6 billion parameters, all its linear
 layers adapted, float32 tensors are 11.0 of the 19.0 GiB that a batch of 4 with guidance keeps. Here the cast is made
-again in the backward pass instead, which leaves 12.5 GiB (counted by benchmarks/activations.py); numbers are the same.
+again in the backward pass instead, which leaves 11.5 GiB (counted by benchmarks/activations.py); numbers are the same.
 """
 
 from __future__ import annotations
