@@ -169,11 +169,10 @@ def test_what_is_kept_is_counted_once_and_without_weights():
     assert activations.kept(attention, []) == 4 * (2 * 6 * 7) * (4 + 4 + 1)  # q, k and v are one
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_kept_is_counted_without_numbers(variant):
+def test_what_is_kept_is_counted_without_numbers():
     import activations
 
-    found = activations.rows(variant, 2, 32, tiny=True)
+    found = activations.rows("pas", 2, 32, tiny=True)
     assert min(found.values()) > 0 and len(found) == 5
     assert found["denoiser"] < 0.9 * found["denoiser, layers of peft"]
     assert found["denoiser, recomputed"] < 0.6 * found["denoiser"]
