@@ -13,7 +13,7 @@ from align3d.rewards.combined import Combined
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from align3d.types import BaseModel, Method, Score
+    from align3d.types import BaseModel, Method, Score, Subject
 
 
 def described(part: Any, name: str | None = None) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def of_reward(reward: Any, called: str | None = None) -> dict[str, Any]:
     return described(inner, name)
 
 
-def of_python(model: BaseModel, method: Method, score: Score, loop: Any, watch: Any = None) -> dict[str, Any]:
+def of_python(model: BaseModel | Subject, method: Method, score: Score, loop: Any, watch: Any = None) -> dict[str, Any]:
     """The configuration of a run that was started from Python, the same as the command line's where its parts tell.
 
     `loop` is a loop.Loop. A model tells by `options`, the dataclass that it was loaded from; a score by `reward`,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from align3d.types import BaseModel
+    from align3d.types import BaseModel, Subject
 
 
 @runtime_checkable
 class Watcher(Protocol):
     """Who looks, such as watch.Watching; takes nothing from the training's randomness and changes no weights."""
 
-    def begin(self, model: BaseModel) -> None:
+    def begin(self, model: BaseModel | Subject) -> None:
         """Called before the first look of every start, and before the first update."""
         ...
 
@@ -23,7 +23,7 @@ class Watcher(Protocol):
         """Whether to look after `done` updates of `last`."""
         ...
 
-    def look(self, done: int, model: BaseModel) -> dict[str, Any]:
+    def look(self, done: int, model: BaseModel | Subject) -> dict[str, Any]:
         """What was seen, as columns for the row of the update."""
         ...
 
@@ -37,7 +37,7 @@ class Looks:
     """A watcher, if there is one, at its work in one run."""
 
     watcher: Watcher | None
-    model: BaseModel
+    model: BaseModel | Subject
     last: int  # updates of the run
 
     def begin(self) -> None:

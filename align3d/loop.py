@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from align3d.looks import Watcher
-    from align3d.types import BaseModel, Method, Score
+    from align3d.types import BaseModel, Method, Score, Subject
 
     Hook = Callable[[int, BaseModel], None]  # called with the number of updates done
 
 
 def fit(
-    model: BaseModel,
+    model: BaseModel | Subject,
     method: Method,
     score: Score,
     prompts: Sequence[str],
@@ -157,7 +157,7 @@ def open_run(
     return run.resumed(), done
 
 
-def check(model: BaseModel, method: Method, score: Score, prompts: Sequence[str], group: int = 1) -> None:
+def check(model: BaseModel | Subject, method: Method, score: Score, prompts: Sequence[str], group: int = 1) -> None:
     """Refuse, before any work, what cannot work.
 
     Raises:

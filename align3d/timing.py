@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from align3d.types import BaseModel, Cond, Score
+    from align3d.types import BaseModel, Cond, Score, Subject
 
 PHASES = ("sample", "reference", "adapter", "reward")
 
@@ -85,7 +85,7 @@ class TimedScore:
 class TimedModel:
     """A model as a method sees it, timed; whatever is not timed is the model's own."""
 
-    def __init__(self, model: BaseModel, split: Split):
+    def __init__(self, model: BaseModel | Subject, split: Split):
         self.model, self.split, self.referring = model, split, False
 
     def __getattr__(self, name: str) -> Any:

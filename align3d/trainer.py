@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from align3d.checkpoint import State
     from align3d.timing import Split
-    from align3d.types import BaseModel, Method, Score, StepLoss
+    from align3d.types import BaseModel, Method, Score, StepLoss, Subject
 
 BEFORE = -1  # the step whose randomness `prepare` gets
 PREPARE_ROWS = 8  # samples that `prepare` sees, at most: all processes hold all of them
@@ -84,7 +84,7 @@ class Trainer:
     Before the first update it has to be `prepared`, or `resumed` from what that found.
     """
 
-    model: BaseModel
+    model: BaseModel | Subject
     method: Method
     score: Score
     prompts: Sequence[str]
@@ -95,7 +95,9 @@ class Trainer:
     warned: set[str] = field(default_factory=set)  # of what, so that it is said once
 
     @classmethod
-    def start(cls, model: BaseModel, method: Method, score: Score, prompts: Sequence[str], loop: Loop) -> Trainer:
+    def start(
+        cls, model: BaseModel | Subject, method: Method, score: Score, prompts: Sequence[str], loop: Loop
+    ) -> Trainer:
         """Everything as it is before the first update."""
         import torch
 

@@ -6,7 +6,7 @@ Conventions (axes, frames, units, time) are stated once, in scenes/cameras.py.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -86,6 +86,15 @@ class StepLoss:
     dead: Sequence[str] = ()  # prompts of the samples whose reward gave no gradient, one for each; to be warned of
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a scene that is being optimised shows to its prior in one update."""
+
+    latents: Float[Tensor, "B V *L"]  # of the views, with a gradient to the scene
+    cameras: Cameras | None = None  # of the views; None of pictures, which nobody has taken
+    penalties: dict[str, Tensor] = field(default_factory=dict)  # scalars of the scene's own, weighed, with a gradient
+
+
 @runtime_checkable
 class Scene(Protocol):
     """B scenes that can be looked at; as much as training and evaluation ask for.
@@ -154,6 +163,45 @@ class BaseModel(Protocol):
         Within, `predict` gives what it gave before the adapter's first update, and grad mode is off. Who turns grad
         mode on again inside gets gradients to x and x0, of the untuned model. May be nested. Afterwards, also after an
         error, all is as before: values, `requires_grad` and `grad` of the adapter's parameters, and the grad mode.
+        """
+        ...
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """A scene that is optimised for a prompt, and the frozen prior that it is distilled from; stands for a model.
+
+    Members that may be missing: device and save_adapter, as of BaseModel; groups(), options of the optimiser by the
+    first part of a parameter's name; and phi(x, t, cond, cameras), a second `predict` with an adapter of its own, which
+    variational distillation trains on the scene.
+    """
+
+    schedule: Any  # of the prior, as of BaseModel
+    steps: int  # of sampling
+    latent_shape: tuple[int, ...]  # of one view: L
+    adapter: Any  # parameters() and named_parameters() of all that trains: the scene, and phi's adapter
+
+    def look(self, rng: Streams) -> Look:
+        """What as many groups of views show as there are streams. Gradient: to the scene."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Conditions, one row for each text; "" is the null text."""
+        ...
+
+    def predict(
+        self, x: Float[Tensor, "R V *L"], t: Float[Tensor, "R"], cond: Cond, cameras: Cameras | None
+    ) -> Float[Tensor, "R V *L"]:
+        """The noise in x by the prior, without guidance, for one text per row. Rows do not mix. No gradient."""
+        ...
+
+    def picture(self, latents: Float[Tensor, "R V *L"], cameras: Cameras | None, fast: bool = False) -> Scene:
+        """What latents show, to be judged; `render` gives these views, whatever cameras it is asked for.
+
+        Args:
+            latents: Clean ones.
+            cameras: R rows of those that they are seen from.
+            fast: Whether a cheaper decoder will do, where there is one.
         """
         ...
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from align3d.diffusion.transition import ddim
-from align3d.types import BaseModel, Rollout
+from align3d.types import BaseModel, Rollout, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,12 +46,12 @@ def require_finite(
         raise NonFiniteError(f"non-finite {what} for prompt {prompts[row]!r} {place}")
 
 
-def sampling_times(model: BaseModel) -> Float[Tensor, "T"]:
+def sampling_times(model: BaseModel | Subject) -> Float[Tensor, "T"]:
     """The T = steps + 1 times that the model samples with, float32, on its device."""
     return model.schedule.times(model.steps).to(device_of(model))
 
 
-def device_of(model: BaseModel) -> torch.device:
+def device_of(model: BaseModel | Subject) -> torch.device:
     """Where the model lives: its `device`, or else that of its adapter, or else the CPU."""
     if getattr(model, "device", None) is not None:
         return torch.device(model.device)

@@ -1,0 +1,124 @@
+"""A prior whose distribution is known: a mixture of narrow Gaussians around templates, with its exact denoiser."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align3d.diffusion.schedule import DiscreteVP, bcast
+from align3d.rng import Streams
+from align3d.types import Cameras, Look, Views
+
+COLOURS = {"red": (0.8, -0.6, -0.6), "green": (-0.6, 0.7, -0.6), "blue": (-0.6, -0.4, 0.8)}
+V, H, W = 3, 4, 5
+
+
+def templates(dtype: torch.dtype) -> dict[str, Tensor]:
+    """By colour, two templates (2, V, 3, H, W): a flat one, and one with a stripe that moves from view to view."""
+    found = {}
+    for name, colour in COLOURS.items():
+        flat = torch.tensor(colour, dtype=dtype)[None, :, None, None].expand(V, 3, H, W).clone()
+        striped = flat.clone()
+        for v in range(V):
+            striped[v, :, :, v] = 0.9
+        found[name] = torch.stack([flat, striped])
+    return found
+
+
+@dataclass
+class ClosedPrior:
+    """Texts name colours; a text without one means any. Latents are 2 rgb - 1."""
+
+    std: float = 0.3
+    dtype: torch.dtype = torch.float64
+    schedule: Any = field(default_factory=lambda: DiscreteVP(kind="scaled_linear", beta_start=0.00085, beta_end=0.012))
+    views: int = V
+    latent_shape: tuple[int, ...] = (3, H, W)
+    size: int = H
+    adapter: None = None
+    rows: int = 0  # predicted so far
+
+    def __post_init__(self) -> None:
+        self.templates = templates(self.dtype)
+
+    def encode(self, prompts):
+        return [
+            torch.cat([x for name, x in self.templates.items() if name in text or not any(c in text for c in COLOURS)])
+            for text in prompts
+        ]
+
+    def predict(self, x: Tensor, t: Tensor, cond, cameras: Cameras | None = None) -> Tensor:
+        self.rows += len(x)
+        return torch.cat([self.row(x[i : i + 1], t[i : i + 1], mu) for i, mu in enumerate(cond)])
+
+    def row(self, x: Tensor, t: Tensor, mu: Tensor) -> Tensor:
+        a, b = self.schedule.alpha(t.double()).to(x), self.schedule.sigma(t.double()).to(x)
+        variance = a**2 * self.std**2 + b**2
+        far = (x - bcast(a, x) * mu).flatten(1).square().sum(1)
+        weight = torch.softmax(-far / (2 * variance), 0)
+        mean = (weight.view(-1, 1, 1, 1, 1) * mu).sum(0, keepdim=True)
+        x0 = mean + bcast(a * self.std**2 / variance, x) * (x - bcast(a, x) * mean)
+        return (x - bcast(a, x) * x0) / bcast(b, x)
+
+    def latents(self, rgb: Tensor) -> Tensor:
+        return 2 * rgb - 1
+
+    def images(self, x0: Tensor, fast: bool = False) -> Tensor:
+        return (x0 / 2 + 0.5).clamp(0, 1)
+
+    @contextlib.contextmanager
+    def reference(self):
+        with torch.no_grad():
+            yield
+
+
+@dataclass
+class Pictures:
+    """A scene that shows what it was given."""
+
+    rgb: Tensor
+
+    def render(self, cameras, want=("rgb",), background=(1.0, 1.0, 1.0)):
+        return Views(cameras, rgb=self.rgb)
+
+
+class Pixels(nn.Module):
+    """As many scenes as there are rows, which are their own latents."""
+
+    def __init__(self, rows: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.z = nn.Parameter(torch.zeros(rows, V, 3, H, W, dtype=dtype))
+
+
+class PixelSubject:
+    """Latents under a prior."""
+
+    steps = 10
+    phi = None
+
+    def __init__(self, rows: int = 2, prior: ClosedPrior | None = None) -> None:
+        self.prior = prior or ClosedPrior()
+        self.schedule, self.latent_shape = self.prior.schedule, self.prior.latent_shape
+        self.adapter = Pixels(rows, self.prior.dtype)
+
+    def look(self, rng: Streams) -> Look:
+        return Look(self.adapter.z[: len(rng)])
+
+    def encode(self, prompts):
+        return self.prior.encode(prompts)
+
+    def predict(self, x, t, cond, cameras):
+        return self.prior.predict(x, t, cond, cameras)
+
+    def picture(self, latents, cameras, fast=False):
+        return Pictures(self.prior.images(latents))
+
+
+def redness(scene, prompts, rng):
+    """A score: how red, (B,)."""
+    red, green, blue = scene.rgb.unbind(2)
+    return (red - 0.5 * (green + blue)).mean((-3, -2, -1))
