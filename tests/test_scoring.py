@@ -1,6 +1,7 @@
 """Rewards with their gradients, some samples at a time: as if they had been taken at once, and nothing is held."""
 
 import dataclasses
+import re
 import weakref
 from collections.abc import Sequence
 
@@ -9,17 +10,21 @@ import torch
 from method_checks import F64, Recorder, flat, moved, streams
 from torch import Tensor
 from toy import PROMPTS, ToyModel, ToyScene, toy_score
+from user_parts import Toy, redness
 
 from align3d.diffusion.sampler import NonFiniteError
+from align3d.loop import Loop, fit
 from align3d.methods import scoring
 from align3d.methods.ddpo import DDPO
 from align3d.methods.draft import Draft
 from align3d.methods.nabla import Nabla
 from align3d.methods.refl import ReFL
 from align3d.methods.scoring import Scored, scored
+from align3d.rewards.score import Scorer
 from align3d.rng import Streams
+from align3d.scenes.cameras import CameraSampling
 from align3d.timing import Split
-from align3d.types import Method, Score, StepLoss
+from align3d.types import Method, Score, StepLoss, Views
 
 FOUR = ["a red cat", "a red cat", "a blue dog", "a blue dog"]
 METHODS = [
@@ -204,6 +209,19 @@ def test_nabla_names_a_sample_once_for_all_its_transitions(options: dict) -> Non
 def test_a_sample_above_the_target_is_not_dead() -> None:
     (step,), gradient, _ = update(ReFL(target=-9.0))
     assert step.dead == [] and step.metrics["dead"] == 0 and (gradient == 0).all()
+
+
+@pytest.mark.parametrize("method", [Draft(), ReFL(), Nabla(beta=1.0)], ids=name_of)
+def test_a_run_tells_of_them_once(method: Method, capsys) -> None:
+    def half_blind(views: Views, prompts: Sequence[str]) -> Tensor:
+        seen = torch.tensor([float(p != FOUR[0]) for p in prompts])
+        return redness(views, prompts) * seen[:, None]
+
+    score = Scorer(half_blind, CameraSampling(views=2, size=16))
+    rows = fit(Toy().load(), method, score, PROMPTS, Loop(updates=4, batch_size=6), progress=False)
+    assert sum(row["dead"] > 0 for row in rows) > 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"update \d: the reward has no gradient for [1-6] of 6 samples, with prompt 'a red cat'; ", line)
 
 
 def root(scene: ToyScene, prompts: Sequence[str], rng: Streams) -> Tensor:

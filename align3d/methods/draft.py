@@ -45,7 +45,7 @@ class Draft:
     recompute: bool = False  # whether to run the network of each step again in the backward pass, to save memory
     max_norm: float | None = None  # largest L2 norm of the gradient of an object's reward by its x0; None: no limit
     eta: float = 1.0  # noise of the sampler, in [0, 1]: 1 is ancestral sampling, 0 is deterministic
-    scenes: int = 4  # decoded and judged at a time, at most, to save memory: gradients stay the same; 0: all
+    scenes: int = 2  # decoded and judged at a time, at most, to save memory: gradients stay the same; 0: all
     track_drift: bool = True  # whether to report the drift from the reference; one prediction per update
 
     def __post_init__(self) -> None:
