@@ -43,6 +43,7 @@ class Loop:
     accumulate: int = 1  # rollouts per update; 2 of batch 4 give the update of one of batch 8, in half the memory
     learning_rate: float = 3e-3  # of AdamW, after the warm-up
     betas: tuple[float, float] = (0.9, 0.999)  # decay of AdamW's two running means, per optimiser step
+    eps: float = 1e-8  # of AdamW: added to the root of the second mean
     weight_decay: float = 1e-4  # of AdamW: pull of the adapter towards zero, per step and unit of learning rate
     warmup: int = 5  # updates during which the learning rate rises from 1 / warmup of its value; 0 = none
     max_grad_norm: float = 1.0  # L2 norm to which the adapter's gradient is clipped; 0 = no clipping
@@ -62,8 +63,9 @@ class Loop:
         if self.batch_size % self.group:
             got = f"{self.batch_size} and {self.group}"
             raise ValueError(f"loop.batch_size must be a multiple of loop.group, got {got}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"loop.learning_rate must be above 0 and finite, got {self.learning_rate}")
+        for name in ("learning_rate", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"loop.{name} must be above 0 and finite, got {getattr(self, name)}")
         for name, decay in (("ema", self.ema), *(("betas", beta) for beta in self.betas)):
             if not 0 <= decay < 1:
                 raise ValueError(f"loop.{name} must be in [0, 1), got {decay}")
@@ -72,9 +74,9 @@ class Loop:
         """Whether the updates of some rows have taken the time that there is."""
         return 0 < 60 * self.minutes <= sum(row["seconds"] for row in rows)
 
-    def rate(self, update: int) -> float:
-        """The learning rate of an update, counted from 0."""
-        return self.learning_rate * min(1.0, (update + 1) / max(1, self.warmup))
+    def ramp(self, update: int) -> float:
+        """The share of the learning rates in an update, counted from 0."""
+        return min(1.0, (update + 1) / max(1, self.warmup))
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Trainer:
         distributed.broadcast(trainable.values())
         times = sampling_times(model)
         adam = torch.optim.AdamW(
-            trainable.values(), lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay
+            grouped(model, trainable, loop), betas=loop.betas, eps=loop.eps, weight_decay=loop.weight_decay
         )
         ema = {name: p.detach().clone() for name, p in trainable.items()} if loop.ema else {}
         state = checkpoint.State(trainable, adam, ema)
@@ -203,7 +205,7 @@ class Trainer:
 
         begun = time.perf_counter()
         for group in self.state.optimizer.param_groups:
-            group["lr"] = self.loop.rate(update)
+            group["lr"] = group["rate"] * self.loop.ramp(update)
         self.state.optimizer.zero_grad(set_to_none=True)
         rollouts = [self.rollout(update, part) for part in range(self.loop.accumulate)]
         seen: dict[str, list[float]] = defaultdict(list)
@@ -227,7 +229,7 @@ class Trainer:
                     first[name] += value
             self.state.before.clear()
         last = {"loss": losses / len(norms), "grad_norm": sum(norms) / len(norms)}
-        last |= {"memory_mib": log.peak_memory(self.times), "lr": self.loop.rate(update)}
+        last |= {"memory_mib": log.peak_memory(self.times), "lr": self.loop.learning_rate * self.loop.ramp(update)}
         taken = numbers.keys() & {"step", *first, *last}
         if taken:
             name = type(self.method).__name__
@@ -336,6 +338,24 @@ class Trainer:
                 finally:
                     for name, p in self.state.trainable.items():
                         p.copy_(now[name])
+
+
+def grouped(model: BaseModel | Subject, trainable: Mapping[str, Any], loop: Loop) -> list[dict[str, Any]]:
+    """The parameters in groups for the optimiser: those that the model has options for, and the others.
+
+    Raises:
+        ValueError: If it has options for something that does not train.
+    """
+    own = model.groups() if hasattr(model, "groups") else {}
+    found: dict[str, list[Any]] = defaultdict(list)
+    for name, parameter in trainable.items():
+        first = name.partition(".")[0]
+        found[first if first in own else ""].append(parameter)
+    if own.keys() - found.keys():
+        names = ", ".join(sorted(own.keys() - found.keys()))
+        raise ValueError(f"{type(model).__name__} has options for {names}, and trains nothing that is called so")
+    rates = {name: own.get(name, {}).get("lr", loop.learning_rate) for name in found}
+    return [{**own.get(name, {}), "params": found[name], "lr": rate, "rate": rate} for name, rate in rates.items()]
 
 
 def changed(before: Method, after: Method) -> dict[str, float]:

@@ -168,6 +168,49 @@ class BaseModel(Protocol):
 
 
 @runtime_checkable
+class Prior(Protocol):
+    """A frozen diffusion model of pictures, or of several pictures of one object together, that teaches a scene.
+
+    Rows do not mix, as in BaseModel; the views of a row may.
+    """
+
+    schedule: Any  # a diffusion.schedule.Schedule that has times(steps) as well
+    views: int  # pictures of one object that it sees together, at most; 1: each by itself
+    latent_shape: tuple[int, ...]  # of one view: L
+    size: int  # side in pixels of the pictures that `latents` takes best
+    adapter: Any  # parameters() and named_parameters() of what variational distillation trains; None: nothing does
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Conditions, one row for each of B texts; "" is the null text."""
+        ...
+
+    def predict(
+        self, x: Float[Tensor, "B V *L"], t: Float[Tensor, "B"], cond: Cond, cameras: Cameras | None = None
+    ) -> Float[Tensor, "B V *L"]:
+        """The noise eps in x = alpha(t) x0 + sigma(t) eps, without guidance, whatever the network itself predicts.
+
+        Args:
+            x: Noisy latents of V views, at most `views`.
+            t: Times in [0, 1], one per row.
+            cond: From `encode`, with as many rows.
+            cameras: Of the views, (B, V); None where the prior does not ask.
+        """
+        ...
+
+    def latents(self, rgb: Float[Tensor, "B V 3 H W"]) -> Float[Tensor, "B V *L"]:
+        """Latents of pictures in [0, 1], of any size. Gradient: to the pictures."""
+        ...
+
+    def images(self, x0: Float[Tensor, "B V *L"], fast: bool = False) -> Float[Tensor, "B V 3 H W"]:
+        """Pictures in [0, 1] of clean latents; `fast`: by a cheaper decoder, if there is one. Gradient: to x0."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """A context in which the prior is as it was published, without gradient; as of BaseModel."""
+        ...
+
+
+@runtime_checkable
 class Subject(Protocol):
     """A scene that is optimised for a prompt, and the frozen prior that it is distilled from; stands for a model.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from align3d.diffusion.schedule import DiscreteVP, bcast
 from align3d.rng import Streams
+from align3d.scenes.cameras import pixel_rays
 from align3d.types import Cameras, Look, Views
 
 COLOURS = {"red": (0.8, -0.6, -0.6), "green": (-0.6, 0.7, -0.6), "blue": (-0.6, -0.4, 0.8)}
@@ -122,3 +123,43 @@ def redness(scene, prompts, rng):
     """A score: how red, (B,)."""
     red, green, blue = scene.rgb.unbind(2)
     return (red - 0.5 * (green + blue)).mean((-3, -2, -1))
+
+
+SHAPES = ((0.35, 0.35, 0.35), (0.2, 0.45, 0.2))  # half axes of ellipsoids around the origin, scene units
+SOLID = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.1), "blue": (0.1, 0.2, 0.9)}
+
+
+class EllipsoidPrior(ClosedPrior):
+    """The same in space: two shapes in three colours on white, seen by any cameras, by ray and ellipsoid."""
+
+    def __init__(self, std: float = 0.35, size: int = 16, views: int = 4) -> None:
+        super().__init__(std=std, dtype=torch.float32)
+        self.views, self.size, self.latent_shape = views, size, (3, size, size)
+
+    def encode(self, prompts):
+        every = list(SOLID)
+        return [[name for name in every if name in text or not any(c in text for c in every)] for text in prompts]
+
+    def predict(self, x: Tensor, t: Tensor, cond, cameras: Cameras | None = None) -> Tensor:
+        self.rows += len(x)
+        found = []
+        for i, names in enumerate(cond):
+            masks = self.masks(cameras, i)  # (shapes, V, 1, H, W)
+            colours = torch.tensor([SOLID[name] for name in names])[:, None, None, :, None, None]
+            mu = (masks * colours + 1 - masks).flatten(0, 1) * 2 - 1
+            found.append(self.row(x[i : i + 1], t[i : i + 1], mu.to(x)))
+        return torch.cat(found)
+
+    def masks(self, cameras: Cameras, row: int) -> Tensor:
+        """Where each shape is seen, (shapes, V, 1, H, W)."""
+        origin, direction = (x[row] for x in pixel_rays(cameras))
+        found = []
+        for axes in SHAPES:
+            k = torch.tensor(axes)[:, None, None]
+            o, d = (origin / k).expand_as(direction), direction / k
+            a, b, c = (d * d).sum(1), (o * d).sum(1), (o * o).sum(1) - 1
+            found.append((b * b - a * c > 0).float()[:, None])
+        return torch.stack(found)
+
+    def latents(self, rgb: Tensor) -> Tensor:
+        return 2 * rgb - 1

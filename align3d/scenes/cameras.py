@@ -64,17 +64,17 @@ def look_at(
 def orbit(
     azimuth: Float[Tensor, "B V"],
     elevation: Float[Tensor, "B V"],
-    radius: float = RADIUS,
+    radius: float | Float[Tensor, "B V"] = RADIUS,
     focal: float = FOCAL,
     height: int = 256,
     width: int = 256,
 ) -> Cameras:
-    """Cameras on a sphere around the origin that look at the origin.
+    """Cameras around the origin that look at the origin.
 
     Args:
         azimuth: Degrees; 0 is on +Z, 90 on +X.
         elevation: Degrees above the horizon; +-90 is allowed.
-        radius: Distance from the origin, scene units.
+        radius: Distance from the origin, scene units; of all, or of each.
         focal: Focal length in image widths.
         height: Image height in pixels.
         width: Image width in pixels.
@@ -86,7 +86,8 @@ def orbit(
     right = torch.stack([a.cos(), torch.zeros_like(a), -a.sin()], dim=-1)
     f = focal * width
     K = azimuth.new_tensor([[f, 0.0, width / 2], [0.0, f, height / 2], [0.0, 0.0, 1.0]])
-    return Cameras(_pose(right, back, radius * back), K.expand(*a.shape, 3, 3), height, width)
+    far = radius[..., None] if isinstance(radius, torch.Tensor) else radius
+    return Cameras(_pose(right, back, far * back), K.expand(*a.shape, 3, 3), height, width)
 
 
 def canonical(num: int, height: int = 256, width: int = 256, elevation: float = ELEVATION) -> Cameras:
