@@ -130,8 +130,9 @@ class Trainer:
             self.measure(self.memory)
         if hasattr(method, "prepare"):
             # All processes see the same rows, which are the first of the batch of one process: same result everywhere.
-            size = min(PREPARE_ROWS, self.loop.batch_size * self.loop.accumulate * distributed.world())
-            rng = Streams.batch(self.loop.seed, BEFORE, 0, size, self.loop.group)
+            group, all_rows = self.loop.group, self.loop.batch_size * self.loop.accumulate * distributed.world()
+            size = max(group, min(PREPARE_ROWS, all_rows) // group * group)
+            rng = Streams.batch(self.loop.seed, BEFORE, 0, size, group)
             model, score = TimedModel(self.model, self.split), self.split.score(self.score)
             method = method.prepare(model, score, self.times, draw(self.prompts, rng), rng)
             method = distributed.agree(method, self.times)

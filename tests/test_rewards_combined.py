@@ -14,6 +14,7 @@ from align3d.log import read_metrics
 from align3d.loop import Loop, fit
 from align3d.methods.ddpo import DDPO
 from align3d.methods.draft import Draft
+from align3d.methods.nabla import Nabla
 from align3d.rewards.combined import Combined, Scale, Term, among_candidates, drawn
 from align3d.rewards.jpeg import JPEGCompress
 from align3d.rewards.running import Running
@@ -238,6 +239,13 @@ def test_ddpo_trains_on_what_is_normalised_within_candidates():
     reward, rows, _ = train(replace(LOOP, group=2), terms, DDPO())
     assert not reward.differentiable and len(rows) == LOOP.updates
     assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_nabla_measures_beta_on_whole_groups():
+    """A group of 3 does not divide the 8 samples that it would otherwise take."""
+    terms = {"red": Term(reward=redness, normalise="candidates")}
+    _, rows, _ = train(replace(LOOP, updates=1, batch_size=9, group=3), terms, Nabla(scenes=2))
+    assert rows[0]["grad_norm"] > 0
 
 
 @pytest.mark.parametrize(
