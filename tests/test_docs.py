@@ -1,8 +1,10 @@
 """What the documentation shows works as it stands."""
 
 import ast
+import dataclasses
 import importlib
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,10 +12,16 @@ import pytest
 
 from align3d.cli import main
 from align3d.commands import COMMANDS
+from align3d.commands.listed import listed
 from align3d.models import embedded
+from align3d.registry import load
+from align3d.rewards import REWARDS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OF_REWARDS = sorted((ROOT / "docs/rewards").glob("*.md"))
+FACTS = ("score", "looks at", "prompt", "GFLOP a view", "graph held", "files", "address", "licence")
+HEADINGS = ("How it is computed", "Use", "Known to be hacked by", "Watch")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TOY = ["--model", "mine:Toy", "--out", "run", "--cameras.size", "16", "--loop.updates", "1", "--loop.batch-size", "2"]
 
@@ -37,7 +45,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_code_parses_and_its_imports_exist(page):
     for code in blocks(page):
         for node in ast.walk(ast.parse(code)):
@@ -64,7 +72,7 @@ def test_example_model_has_flags(here, capsys):
     assert "sampling steps (default: 20)" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_and_links_exist(page):
     text = page.read_text(encoding="utf-8")
     for name in re.findall(
@@ -73,6 +81,50 @@ def test_commands_and_links_exist(page):
         assert name in COMMANDS, name
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (page.parent / target).exists(), target
+
+
+def named(page: Path) -> list[str]:
+    """The rewards that a page is about, by its title."""
+    return page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").split(", ")
+
+
+def commands(page: Path, name: str) -> list[list[str]]:
+    """The words of the lines that run `align3d NAME` on a page; a line that ends in a backslash goes on."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    return [shlex.split(line, comments=True)[2:] for line in re.findall(rf"^align3d {name} .*$", text, re.M)]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_reward_has_a_page(name):
+    index = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+    pages = [page for page in OF_REWARDS if name in named(page)]
+    assert len(pages) == 1, f"docs/rewards/ has {len(pages)} pages whose title names {name}; it needs one"
+    assert f"[`{name}`](rewards/{pages[0].name})" in index, f"docs/rewards.md has no link to the page of {name}"
+
+
+@pytest.mark.parametrize("page", OF_REWARDS, ids=lambda page: page.stem)
+def test_pages_of_rewards_have_the_same_shape(page):
+    text = page.read_text(encoding="utf-8")
+    assert set(named(page)) <= REWARDS.keys()
+    assert tuple(re.findall(r"^\| ([^|]+) \|", text[: text.index("## ")], re.M)) == FACTS
+    assert tuple(re.findall(r"^## (.*)$", text, re.M)) == HEADINGS
+    assert all(part.strip().splitlines()[1:] for part in text.split("\n## ")[1:]), "a section is empty"
+
+
+@pytest.mark.parametrize("page", OF_REWARDS, ids=lambda page: page.stem)
+def test_commands_of_rewards_are_understood(page):
+    """Each page trains on its reward and scores by it, with options that there are."""
+    names = set(named(page))
+    trained = commands(page, "train")
+    assert trained and all(words[words.index("--reward") + 1] in names for words in trained)
+    scores = [words[words.index("--rewards") + 1 :] for words in commands(page, "score")]
+    scores = [words[: next(i for i, word in enumerate(words) if word.startswith("--"))] for words in scores]
+    used = {type(one.part) for words in scores for one in listed("reward", words).values()}
+    parts = [load(REWARDS, name) for name in names]
+    assert used & set(parts)
+    fields = {field.name.replace("_", "-") for part in parts for field in dataclasses.fields(part)}
+    for option in re.findall(r"--reward\.(?:no-)?([a-z-]+)", page.read_text(encoding="utf-8")):
+        assert option in fields, option
 
 
 @pytest.mark.skipif(not embedded.ASSETS.is_dir(), reason="the embedded weights are not here")
