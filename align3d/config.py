@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 def described(part: Any, name: str | None = None) -> dict[str, Any]:
     """A part's name, if it has one, and its fields, if it is a dataclass; of a sum of rewards, its terms."""
-    values = {f.name: getattr(part, f.name) for f in fields(part) if f.init} if is_dataclass(part) else {}
+    values = {f.name: inner(getattr(part, f.name)) for f in fields(part) if f.init} if is_dataclass(part) else {}
     if isinstance(part, Combined):
         terms = part.terms.items()
         values = {"terms": {name: described(term) | {"reward": of_reward(term.reward)} for name, term in terms}}
     return values if name is None else {"name": name, **values}
+
+
+def inner(value: Any) -> Any:
+    """A field's value; of options in groups, their fields."""
+    return described(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def name_of(part: Any, table: Mapping[str, str]) -> str:
@@ -39,13 +44,13 @@ def of_reward(reward: Any, called: str | None = None) -> dict[str, Any]:
         reward: As `as_reward` makes it.
         called: By the user; the name of a sum, and of what no table has.
     """
-    inner = getattr(reward, "function", reward)
-    name = name_of(inner, REWARDS)
-    if isinstance(inner, Combined):
+    written = getattr(reward, "function", reward)
+    name = name_of(written, REWARDS)
+    if isinstance(written, Combined):
         name = called or "combined"
     elif called is not None and name not in REWARDS:
         name = called
-    return described(inner, name)
+    return described(written, name)
 
 
 def of_python(model: BaseModel | Subject, method: Method, score: Score, loop: Any, watch: Any = None) -> dict[str, Any]:

@@ -130,6 +130,10 @@ def _stop_when(run: Run) -> str:
 
 
 def _title(run: Run) -> str:
+    if run.part("prior"):
+        prompt = shorten(str(run.settings.get("prompt", "")), 80)
+        method = f" by {run.part('method')}" if run.part("method") else ""
+        return f"{prompt}: a scene distilled from the prior {run.part('prior')}{method}"
     model, method, reward = run.part("model"), run.part("method"), _sum(run) or run.part("reward")
     if model and reward:
         return f"Model {model}, aligned with {reward}" + (f" by {method}" if method else "")
@@ -191,7 +195,8 @@ def _progress(run: Run) -> Html:
     if not went:
         return join(f"{num} updates so far.")
     listed = [part for one in went for part in (", ", one)][1:]
-    text = f"Over {num} updates, the mean reward of the training samples went "
+    whose = "noise candidates" if run.part("prior") else "training samples"
+    text = f"Over {num} updates, the mean reward of the {whose} went "
     return join(text, *listed, " (first and last tenth of the updates).")
 
 
@@ -207,6 +212,8 @@ def _beside(run: Run) -> Html | None:
         return None
     changes = [join(f"{name} {number(a)} → ", h("strong", number(b))) for name, (a, b) in known.items()]
     what = f"{len(last.prompts)} prompts of the training with {len(last.seeds)} seeds each, the same before and after: "
+    if run.part("prior"):
+        what = "The scene, at the start and at the end: "
     return join(what, *[x for c in changes for x in (", ", c)][1:], ".")
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from align3d.rng import Streams
+    from align3d.scenes.gaussians import Gaussians
     from align3d.scenes.splats import Splats
     from align3d.types import CameraSampler, Cond, Scene
 
@@ -77,6 +78,10 @@ class Distilled:
         cameras = to_device(self.cameras(rng), self.adapter.means)
         views = self.adapter(len(rng)).render(cameras, want=("rgb",), background=self.background)
         return Look(self.prior.latents(views.rgb), cameras)
+
+    def scene(self) -> Gaussians:
+        """The scene as it is now, B = 1."""
+        return self.adapter(1)
 
     def encode(self, prompts: Sequence[str]) -> Cond:
         """As the prior."""

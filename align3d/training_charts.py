@@ -40,6 +40,8 @@ def curves(run: Run) -> Html | None:
         if len({v for v in values if math.isfinite(v)}) < 2:
             continue
         heading, text = CURVES.get(name, (name.replace("_", " "), ""))
+        if name == "reward" and run.part("prior"):
+            heading, text = "Candidates", "mean reward of an update's noise candidates; the band is their spread"
         if name.startswith(TERM):
             heading, text = name.removeprefix(TERM), "a term of the reward, as it is; mean of all that was scored"
         chart = line_chart(steps, values, heading, run.column("reward_std") if name == "reward" else None)

@@ -163,3 +163,20 @@ class EllipsoidPrior(ClosedPrior):
 
     def latents(self, rgb: Tensor) -> Tensor:
         return 2 * rgb - 1
+
+
+@dataclass(frozen=True)
+class Ellipsoids:
+    """The prior in space, as the command line loads it."""
+
+    std: float = 0.35  # of the templates
+    size: int = 12  # side of the pictures
+
+    def load(self, device="cpu"):
+        return EllipsoidPrior(self.std, self.size)
+
+
+def red(views, prompts):
+    """How red each view is."""
+    r, g, b = views.rgb.unbind(2)
+    return (r - 0.5 * (g + b)).mean((-2, -1))

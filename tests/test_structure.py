@@ -41,7 +41,7 @@ LAYERS = [
     ["evaluate"],
     ["matched", "sampleset"],
     ["results", "watch"],
-    ["page", "runs", "samples"],
+    ["page", "runs", "samples", "previews", "starts"],
     ["charts"],
     ["gallery", "training_charts", "watched"],
     ["report"],
@@ -206,8 +206,8 @@ def test_the_test_of_names_can_fail():
 
 
 def option_classes() -> set[str]:
-    """The path of every dataclass whose fields become flags; scenes are made by models, not by flags."""
-    paths = {path for kind in TABLES if kind != "scene" for path in registry.load({}, TABLES[kind]).values()}
+    """The path of every dataclass whose fields become flags."""
+    paths = {path for kind in TABLES for path in registry.load({}, TABLES[kind]).values()}
     groups = [registry.load(COMMANDS, name).__dict__.get("groups", {}) for name in COMMANDS]
     return paths | set(COMMANDS.values()) | {path for group in groups for path in group.values()}
 

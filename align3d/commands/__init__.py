@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "align3d.commands.demo:Demo",
     "download": "align3d.commands.download:Download",
     "train": "align3d.commands.train:Train",
+    "optimize": "align3d.commands.optimize:Optimize",
     "sample": "align3d.commands.sample:Sample",
     "score": "align3d.commands.score:Score",
     "evaluate": "align3d.commands.evaluate:Evaluate",
@@ -34,6 +35,7 @@ TABLES = {  # kind -> where its table is
     "model": "align3d.models:MODELS",
     "method": "align3d.methods:METHODS",
     "reward": "align3d.rewards:REWARDS",
-    "scene": "align3d.scenes:SCENES",
+    "prior": "align3d.priors:PRIORS",
+    "scene": "align3d.starts:STARTS",
     "features": "align3d.features:FEATURES",
 }

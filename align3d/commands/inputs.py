@@ -13,7 +13,7 @@ from align3d.registry import blame
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from align3d.types import BaseModel
+    from align3d.types import BaseModel, Prior
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "prompts"  # train.txt and heldout.txt
 MAX_SIZE = 8192  # pixels, side of a picture
@@ -153,9 +153,19 @@ def load_model(model: Any, name: str, device: str) -> BaseModel:
     Raises:
         ValueError: If the device is not there, or if a model of the user's own raises an exception.
     """
+    return load("model", model, name, device)
+
+
+def load_prior(prior: Any, name: str, device: str) -> Prior:
+    """The prior of some options; as `load_model`."""
+    return load("prior", prior, name, device)
+
+
+def load(kind: str, part: Any, name: str, device: str) -> Any:
+    """What a part's options load; `kind` and `name` are for errors."""
     device = choose_device(device)
-    with blame(f"loading the model {name}", model):
-        return model.load(device=device)
+    with blame(f"loading the {kind} {name}", part):
+        return part.load(device=device)
 
 
 def slug(text: str) -> str:

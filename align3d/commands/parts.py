@@ -12,7 +12,12 @@ from align3d.commands import TABLES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MUST_HAVE = {"model": "load", "method": "losses"}  # kind of part -> what it must be able to do
+MUST_HAVE = {
+    "model": "load",
+    "method": "losses",
+    "prior": "load",
+    "scene": "subject",
+}  # kind of part -> what it must be able to do
 
 
 def table(kind: str) -> Mapping[str, str]:

@@ -124,6 +124,8 @@ def run(
     check_range("seed", loop.seed, 0, MAX_SEED)
     prompts = read_prompts(options.prompts)
     prompts = choose_prompts(prompts, options.keep_above, options.prompt_rewards, "--prompt-rewards")
+    if getattr(method, "optimises", "model") != "model":
+        raise ValueError(f"method {names['method']} optimises one scene: align3d optimize --method {names['method']}")
     score = Scorer(as_reward(reward), cameras, options.noise, options.background)
     if options.skip_unknown:
         prompts = known(prompts, {names["reward"]: score.reward})

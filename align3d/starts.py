@@ -1,0 +1,69 @@
+"""Where an optimisation starts: the kinds of scene, each with its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from align3d.subjects import Distilled
+    from align3d.types import CameraSampler, Prior
+
+STARTS = {
+    "gaussians": "align3d.starts:GaussianStart",
+}
+MOST = 1 << 20  # Gaussians to begin with
+
+
+@dataclass(frozen=True)
+class GaussianStart:
+    """3D Gaussians: a grey ball, or a .ply file, as a generator may have written it."""
+
+    num: int = 2048  # Gaussians of the ball
+    radius: float = 0.35  # of the ball, scene units; objects fill [-0.5, 0.5]^3
+    opacity: float = 0.1  # of each Gaussian of the ball, 0 to 1
+    start: Path | None = None  # .ply file to begin with instead
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num <= MOST:
+            raise ValueError(f"scene.num must be 1 to {MOST}, got {self.num}")
+        if not 0 < self.radius <= 100 or not 0 < self.opacity < 1:
+            raise ValueError(
+                f"scene.radius must be above 0 and at most 100, opacity between 0 and 1, got {self.radius} and "
+                f"{self.opacity}"
+            )
+
+    def subject(
+        self,
+        prior: Prior,
+        cameras: CameraSampler,
+        background: tuple[float, float, float],
+        seed: int,
+        device: str,
+    ) -> Distilled:
+        """The scene under a prior.
+
+        Args:
+            prior: What teaches.
+            cameras: From randomness to the cameras of training.
+            background: RGB in [0, 1].
+            seed: Of the ball.
+            device: Where it is optimised.
+
+        Raises:
+            FileNotFoundError: If there is no such file to begin with.
+            ValueError: If it is no scene.
+        """
+        from align3d.rng import stream
+        from align3d.scenes.ply import read_ply
+        from align3d.scenes.splats import Splats, ball
+        from align3d.subjects import Distilled
+
+        if self.start is None:
+            begin = ball(self.num, self.radius, self.opacity, stream(seed, "start"))
+        elif not self.start.is_file():
+            raise FileNotFoundError(f"no scene file {self.start}; give a .ply file, such as `align3d sample` writes")
+        else:
+            begin = read_ply(self.start)
+        return Distilled(Splats(begin).to(device), prior, cameras, background)
