@@ -61,29 +61,27 @@ def seen(
     """Four views of a scene, (4, 3, SIZE, SIZE) on the CPU, and what the rewards say of them."""
     from align3d.evaluate import evaluation_cameras
     from align3d.rewards.score import call_reward
-    from align3d.scenes.cameras import to_device
     from align3d.types import CHANNELS
 
     needed = frozenset({"rgb"}).union(*(reward.needs for reward in rewards.values()))
-    cameras = to_device(evaluation_cameras(SIZE, elevation=20.0), scene.means)
+    cameras = evaluation_cameras(SIZE, elevation=20.0)
     views = scene.render(cameras, want=[name for name in CHANNELS if name in needed], background=background)
     scores = {name: float(call_reward(reward, name, views, [prompt]).mean()) for name, reward in rewards.items()}
     return views.rgb[0].cpu(), scores
 
 
 def finish(out: Path, subject: Any, background: tuple[float, float, float]) -> None:
-    """Write scene.ply, views.png and turntable.webp, each whole or not at all."""
+    """Write the scene's own files, views.png and turntable.webp, each whole or not at all."""
     import torch
 
     from align3d.scenes.pictures import save_turntable, save_views, turntable
-    from align3d.scenes.ply import write_ply
 
     with torch.no_grad():
-        scene = subject.scene().to("cpu")
-        for name, write in (
-            ("scene.ply", lambda path: write_ply(path, scene)),
-            ("views.png", lambda path: save_views(path, scene)),
-            ("turntable.webp", lambda path: save_turntable(path, turntable(scene))),
-        ):
+        scene = subject.scene()
+        pictures = {
+            "views.png": lambda path: save_views(path, scene),
+            "turntable.webp": lambda path: save_turntable(path, turntable(scene)),
+        }
+        for name, write in (subject.files() | pictures).items():
             with replacing(out / name) as path:
                 write(path)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from align3d.types import Cameras, Look, Prior, Views
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from jaxtyping import Float
     from torch import Tensor, nn
 
     from align3d.rng import Streams
-    from align3d.scenes.gaussians import Gaussians
-    from align3d.scenes.splats import Splats
     from align3d.types import CameraSampler, Cond, Scene
 
 
@@ -43,54 +42,114 @@ class Shown:
         return Views(self.cameras or cameras, rgb=self.rgb)
 
 
+class Trainable(Protocol):
+    """A scene that trains, an nn.Module: scenes.splats.Splats, scenes.nerf.nerf.Nerf."""
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates of its kinds of parameters, by the first part of their names."""
+        ...
+
+    def shown(
+        self, cameras: Cameras, rng: Streams, background: tuple[float, float, float]
+    ) -> tuple[Float[Tensor, "B V 3 H W"], dict[str, Tensor]]:
+        """What it shows in an update, one row per stream, and its own penalties, weighed. Gradient: to itself."""
+        ...
+
+    def scene(self) -> Any:
+        """The scene as it is now, B = 1; it can be moved to a device."""
+        ...
+
+    def files(self) -> dict[str, Callable[[Path], None]]:
+        """The files that it ends in, by name, each with what writes it; the first is read again to go on from."""
+        ...
+
+
 class Distilled:
-    """3D Gaussians under a prior; a Subject.
+    """A scene under a prior; a Subject.
 
     Args:
-        scene: What trains.
-        prior: What teaches; frozen.
+        scene: What trains; a Trainable.
+        prior: What teaches; frozen, but for its adapter, which variational distillation trains along.
         cameras: From a batch's randomness to its cameras.
         background: RGB in [0, 1], behind the object.
+        original: The scene that is edited, as it was; editing compares with it.
     """
 
     steps = 50  # of a sampler, which nobody asks for
 
     def __init__(
         self,
-        scene: Splats,
+        scene: nn.Module,
         prior: Prior,
         cameras: CameraSampler,
         background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        original: nn.Module | None = None,
     ) -> None:
-        self.adapter: nn.Module = scene
-        self.prior, self.cameras, self.background = prior, cameras, background
+        self.trained, self.prior, self.cameras, self.background = scene, prior, cameras, background
+        self.original = original
+        self.adapter = Trained({"scene": scene, "phi": prior.adapter})
         self.schedule, self.latent_shape = prior.schedule, prior.latent_shape
 
     def groups(self) -> dict[str, dict[str, Any]]:
-        """Learning rates of the kinds of parameters, those that DreamGaussian ends with or keeps."""
-        rates = {"means": 1e-3, "quats": 5e-3, "log_scales": 5e-3, "logit_opacities": 5e-2, "logit_colors": 1e-2}
-        return {name: {"lr": rate} for name, rate in rates.items()}
+        """Learning rates of the kinds of the scene's parameters."""
+        return {f"scene.{name}": {"lr": rate} for name, rate in self.trained.rates().items()}
 
     def look(self, rng: Streams) -> Look:
         """What a group of views for each stream shows."""
         from align3d.scenes.cameras import to_device
 
-        cameras = to_device(self.cameras(rng), self.adapter.means)
-        views = self.adapter(len(rng)).render(cameras, want=("rgb",), background=self.background)
-        return Look(self.prior.latents(views.rgb), cameras)
+        cameras = to_device(self.cameras(rng), next(self.trained.parameters()))
+        rgb, penalties = self.trained.shown(cameras, rng, self.background)
+        return Look(self.prior.latents(rgb), cameras, penalties)
 
-    def scene(self) -> Gaussians:
+    def source(self, rng: Streams, look: Look) -> Float[Tensor, "B V *L"] | None:
+        """Latents of the scene as it was, seen as in a look; None if it is not known."""
+        import torch
+
+        if self.original is None:
+            return None
+        with torch.no_grad():
+            return self.prior.latents(self.original.shown(look.cameras, rng, self.background)[0])
+
+    def scene(self) -> Any:
         """The scene as it is now, B = 1."""
-        return self.adapter(1)
+        return self.trained.scene()
+
+    def files(self) -> dict[str, Callable[[Path], None]]:
+        """The files that the scene ends in, the main one first."""
+        return self.trained.files()
 
     def encode(self, prompts: Sequence[str]) -> Cond:
         """As the prior."""
         return self.prior.encode(prompts)
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond, cameras: Cameras | None) -> Tensor:
-        """As the prior."""
-        return self.prior.predict(x, t, cond, cameras)
+        """As the prior without its adapter."""
+        with self.prior.reference():
+            return self.prior.predict(x, t, cond, cameras)
+
+    @property
+    def phi(self) -> Callable[..., Tensor] | None:
+        """The prior with its adapter, as `predict` is called, with a gradient to the adapter; None if it has none."""
+        return None if self.prior.adapter is None else self.prior.predict
 
     def picture(self, latents: Tensor, cameras: Cameras | None, fast: bool = False) -> Scene:
         """What the prior decodes."""
         return Shown(self.prior.images(latents, fast), cameras)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The parameters of several parts, by name: "scene.means" is that of the part "scene"."""
+
+    parts: dict[str, Any]  # each with named_parameters(), or None
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All of them."""
+        for part, held in self.parts.items():
+            for name, parameter in held.named_parameters() if held is not None else ():
+                yield f"{part}.{name}", parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of them, without names."""
+        return (parameter for _, parameter in self.named_parameters())

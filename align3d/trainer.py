@@ -111,7 +111,7 @@ class Trainer:
         distributed.broadcast(trainable.values())
         times = sampling_times(model)
         adam = torch.optim.AdamW(
-            grouped(model, trainable, loop), betas=loop.betas, eps=loop.eps, weight_decay=loop.weight_decay
+            grouped(model, method, trainable, loop), betas=loop.betas, eps=loop.eps, weight_decay=loop.weight_decay
         )
         ema = {name: p.detach().clone() for name, p in trainable.items()} if loop.ema else {}
         state = checkpoint.State(trainable, adam, ema)
@@ -341,20 +341,30 @@ class Trainer:
                         p.copy_(now[name])
 
 
-def grouped(model: BaseModel | Subject, trainable: Mapping[str, Any], loop: Loop) -> list[dict[str, Any]]:
-    """The parameters in groups for the optimiser: those that the model has options for, and the others.
+def grouped(
+    model: BaseModel | Subject, method: Method, trainable: Mapping[str, Any], loop: Loop
+) -> list[dict[str, Any]]:
+    """The parameters in groups for the optimiser: those that model or method have options for, and the others.
+
+    A name in `groups()` stands for the parameter of that name and for all below it: "phi" for "phi.down.weight". Where
+    several fit, the longest counts; what the method says goes before what the model says.
 
     Raises:
-        ValueError: If it has options for something that does not train.
+        ValueError: If one has options for something that does not train.
     """
-    own = model.groups() if hasattr(model, "groups") else {}
+    own: dict[str, dict[str, Any]] = {}
+    for part in (model, method):
+        own |= part.groups() if hasattr(part, "groups") else {}
     found: dict[str, list[Any]] = defaultdict(list)
     for name, parameter in trainable.items():
-        first = name.partition(".")[0]
-        found[first if first in own else ""].append(parameter)
+        above = [key for key in own if f"{name}.".startswith(f"{key}.")]
+        found[max(above, key=len, default="")].append(parameter)
     if own.keys() - found.keys():
         names = ", ".join(sorted(own.keys() - found.keys()))
-        raise ValueError(f"{type(model).__name__} has options for {names}, and trains nothing that is called so")
+        raise ValueError(
+            f"{type(model).__name__} and {type(method).__name__} have options for {names}, and nothing that is called "
+            f"so trains"
+        )
     rates = {name: own.get(name, {}).get("lr", loop.learning_rate) for name in found}
     return [{**own.get(name, {}), "params": found[name], "lr": rate, "rate": rate} for name, rate in rates.items()]
 

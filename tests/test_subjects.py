@@ -46,7 +46,7 @@ def test_gaussians_take_the_colour_that_the_text_says(name):
     fit(
         one, SDS(guidance=1.0, t_max=(0.98, 0.3), anneal=40), lambda *_: None, [f"a {name} thing"], LOOP, progress=False
     )
-    views = one.adapter(1).render(Ring(views=4, size=24)(Streams.batch(5, 0, 0, 1)), want=("rgb", "alpha"))
+    views = one.scene().render(Ring(views=4, size=24)(Streams.batch(5, 0, 0, 1)), want=("rgb", "alpha"))
     inside = views.alpha[0, :, 0] > 0.9
     assert 0.05 < float(inside.float().mean()) < 0.6
     colour = views.rgb[0].movedim(1, -1)[inside].mean(0)
@@ -76,8 +76,8 @@ def test_a_scene_moves_only_where_it_is_seen():
     front = replace(RING, turn=0.0, views=1, elevation=(0.0, 0.0))
     one = Distilled(Splats(both), EllipsoidPrior(size=12, views=1), front)
     one.look(Streams.batch(0, 0, 0, 1)).latents.square().sum().backward()
-    assert (one.adapter.means.grad[:64].norm(dim=1) > 0).any()
-    assert (one.adapter.means.grad[64:] == 0).all() and (one.adapter.logit_colors.grad[64:] == 0).all()
+    assert (one.trained.means.grad[:64].norm(dim=1) > 0).any()
+    assert (one.trained.means.grad[64:] == 0).all() and (one.trained.logit_colors.grad[64:] == 0).all()
 
 
 def test_splats_are_what_they_were_made_from():
@@ -108,7 +108,7 @@ def test_learning_rates_are_those_of_the_kind():
     each = sorted(group["lr"] for group in run.state.optimizer.param_groups)
     assert each == pytest.approx([5e-4, 2.5e-3, 2.5e-3, 5e-3, 2.5e-2]), "half of them in the first of two updates"
     one.groups = lambda: {"nothing": {"lr": 1.0}}
-    with pytest.raises(ValueError, match="options for nothing, and trains nothing that is called so"):
+    with pytest.raises(ValueError, match="options for nothing, and nothing that is called"):
         Trainer.start(one, SDS(), Scorer(greenness, RING), ["a thing"], LOOP)
 
 

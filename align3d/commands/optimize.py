@@ -32,10 +32,10 @@ def told(args: Sequence[str]) -> dict[str, dict[str, Any]]:
 class Optimize:
     """Make a scene for a prompt: distil a frozen prior into it, with noises that a reward has chosen.
 
-    Writes a run's folder: scene.ply, views.png, turntable.webp, config.json, metrics.jsonl, checkpoints/, samples/,
-    report.html. Ctrl-C (or SIGTERM) finishes the update and saves; the same command with --resume goes on, to the same
-    bits. --candidates N tries N noises in each update, --weighting says how many of them count: best, min-max or
-    weighted, by --reward. --seed is short for --loop.seed.
+    Writes a run's folder: scene.ply (of other kinds of scene, other files), views.png, turntable.webp, config.json,
+    metrics.jsonl, checkpoints/, samples/, report.html. Ctrl-C (or SIGTERM) finishes the update and saves; the same
+    command with --resume goes on, to the same bits. --candidates N tries N noises in each update, --weighting says how
+    many of them count: best, min-max or weighted, by --reward. --seed is short for --loop.seed.
     """
 
     prompt: str  # what to make
@@ -73,7 +73,6 @@ def run(
     from align3d.loop import fit
     from align3d.previews import Previews, finish
     from align3d.rewards.score import Scorer, as_reward
-    from align3d.scenes.pictures import check_extension
 
     check_range("seed", loop.seed, 0, MAX_SEED)
     if not options.prompt.strip():
@@ -92,7 +91,6 @@ def run(
     config |= {kind: described(part, names[kind]) for kind, part in parts.items()}
     config |= {"loop": asdict(loop), "cameras": asdict(cameras), "background": options.background}
     previews = Previews(options.out, options.prompt, {names["reward"]: score.reward}, loop.seed, options.background)
-    check_extension(options.out / "scene.ply", (".ply",))
     hooks = [previews, lambda done, model: report(options.out)]
     arguments = (subject, method, score, [options.prompt], loop)
     try:
@@ -104,9 +102,8 @@ def run(
         raise
     finish(options.out, subject, options.background)
     report(options.out)
-    print(
-        f"{rows[-1]['step']} updates done: {options.out / 'scene.ply'}, open {options.out / 'report.html'}", flush=True
-    )
+    file = options.out / next(iter(subject.files()))
+    print(f"{rows[-1]['step']} updates done: {file}, open {options.out / 'report.html'}", flush=True)
 
 
 def check(names: dict[str, str], method: Any, reward: Any) -> None:

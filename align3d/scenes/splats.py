@@ -11,8 +11,14 @@ from torch import nn
 from align3d.scenes.gaussians import Gaussians
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from jaxtyping import Float
     from torch import Tensor
+
+    from align3d.rng import Streams
+    from align3d.types import Cameras
 
 LEAST, MOST = 1e-4, 1 - 1e-4  # opacities and colours whose logit is finite
 SMALLEST = 1e-4  # scale that a Gaussian from a file is taken to have at least, scene units
@@ -45,6 +51,26 @@ class Splats(nn.Module):
         )
         tensors = (x[None].expand(rows, *x.shape) for x in values)
         return Gaussians(*tensors, raster=self.raster, backend=self.backend)
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates, those that DreamGaussian ends with or keeps."""
+        return {"means": 1e-3, "quats": 5e-3, "log_scales": 5e-3, "logit_opacities": 5e-2, "logit_colors": 1e-2}
+
+    def shown(
+        self, cameras: Cameras, rng: Streams, background: tuple[float, float, float]
+    ) -> tuple[Float[Tensor, "B V 3 H W"], dict[str, Tensor]]:
+        """What the cameras see; no randomness, no penalties. Gradient: to the parameters."""
+        return self(len(rng)).render(cameras, want=("rgb",), background=background).rgb, {}
+
+    def scene(self) -> Gaussians:
+        """The Gaussians as they are now, B = 1."""
+        return self(1)
+
+    def files(self) -> dict[str, Callable[[Path], None]]:
+        """scene.ply."""
+        from align3d.scenes.ply import write_ply
+
+        return {"scene.ply": lambda path: write_ply(path, self.scene())}
 
 
 def ball(num: int, radius: float = 0.35, opacity: float = 0.1, generator: torch.Generator | None = None) -> Gaussians:
