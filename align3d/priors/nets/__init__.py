@@ -1,0 +1,1 @@
+"""Networks of priors. These modules import torch; import them inside functions."""
