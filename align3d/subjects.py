@@ -24,6 +24,7 @@ class Shown:
 
     rgb: Float[Tensor, "B V 3 H W"]
     cameras: Cameras | None = None  # that they were taken with
+    flat: bool = False  # whether there is nothing but them: no other side to be seen
 
     def render(
         self, cameras: Cameras, want: Sequence[str] = ("rgb",), background: Sequence[float] = (1.0, 1.0, 1.0)
@@ -102,12 +103,14 @@ class Distilled:
         rgb, penalties = self.trained.shown(cameras, rng, self.background)
         return Look(self.prior.latents(rgb), cameras, penalties)
 
-    def source(self, rng: Streams, look: Look) -> Float[Tensor, "B V *L"] | None:
-        """Latents of the scene as it was, seen as in a look; None if it is not known."""
+    @property
+    def source(self) -> Callable[[Streams, Look], Float[Tensor, "B V *L"]] | None:
+        """Gives the latents of the scene as it was, seen as in a look; None if it is not known."""
+        return None if self.original is None else self._source
+
+    def _source(self, rng: Streams, look: Look) -> Float[Tensor, "B V *L"]:
         import torch
 
-        if self.original is None:
-            return None
         with torch.no_grad():
             return self.prior.latents(self.original.shown(look.cameras, rng, self.background)[0])
 

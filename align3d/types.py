@@ -214,9 +214,14 @@ class Prior(Protocol):
 class Subject(Protocol):
     """A scene that is optimised for a prompt, and the frozen prior that it is distilled from; stands for a model.
 
-    Members that may be missing: device and save_adapter, as of BaseModel; groups(), options of the optimiser by the
-    first part of a parameter's name; and phi(x, t, cond, cameras), a second `predict` with an adapter of its own, which
-    variational distillation trains on the scene.
+    Members that may be missing:
+
+    - device and save_adapter, as of BaseModel.
+    - groups(): options of the optimiser by the name of a parameter, or of a part of the adapter: "scene.means", "phi".
+      Methods may have it too.
+    - phi(x, t, cond, cameras): a second `predict`, with an adapter of its own that variational distillation trains on
+      what the scene shows. None or missing: it cannot be had. Gradient: to its parameters, which `adapter` has too.
+    - source(rng, look): latents of what is edited, as it was, seen as in a look; constants. None or missing: nothing is.
     """
 
     schedule: Any  # of the prior, as of BaseModel

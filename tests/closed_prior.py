@@ -30,9 +30,21 @@ def templates(dtype: torch.dtype) -> dict[str, Tensor]:
     return found
 
 
+class Phi(nn.Module):
+    """What the adapter of a prior has learnt: latents are normal around `mean`."""
+
+    def __init__(self, shape: tuple[int, ...], std: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        self.std = std
+
+
 @dataclass
 class ClosedPrior:
-    """Texts name colours; a text without one means any. Latents are 2 rgb - 1."""
+    """Texts name colours; a text without one means any. Latents are 2 rgb - 1.
+
+    With `phi` it has an adapter: outside of `reference()` it predicts as of normal latents of that deviation.
+    """
 
     std: float = 0.3
     dtype: torch.dtype = torch.float64
@@ -40,11 +52,15 @@ class ClosedPrior:
     views: int = V
     latent_shape: tuple[int, ...] = (3, H, W)
     size: int = H
-    adapter: None = None
+    phi: float | None = None
+    adapter: Phi | None = None
     rows: int = 0  # predicted so far
+    adapted: bool = True
 
     def __post_init__(self) -> None:
         self.templates = templates(self.dtype)
+        if self.phi is not None:
+            self.adapter = Phi(self.latent_shape, self.phi, self.dtype)
 
     def encode(self, prompts):
         return [
@@ -54,7 +70,13 @@ class ClosedPrior:
 
     def predict(self, x: Tensor, t: Tensor, cond, cameras: Cameras | None = None) -> Tensor:
         self.rows += len(x)
+        if self.adapter is not None and self.adapted:
+            return self.learnt(x, t)
         return torch.cat([self.row(x[i : i + 1], t[i : i + 1], mu) for i, mu in enumerate(cond)])
+
+    def learnt(self, x: Tensor, t: Tensor) -> Tensor:
+        a, b = (bcast(f(t.double()), x) for f in (self.schedule.alpha, self.schedule.sigma))
+        return b * (x - a * self.adapter.mean) / (a**2 * self.adapter.std**2 + b**2)
 
     def row(self, x: Tensor, t: Tensor, mu: Tensor) -> Tensor:
         a, b = self.schedule.alpha(t.double()).to(x), self.schedule.sigma(t.double()).to(x)
@@ -73,8 +95,12 @@ class ClosedPrior:
 
     @contextlib.contextmanager
     def reference(self):
-        with torch.no_grad():
-            yield
+        before, self.adapted = self.adapted, False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.adapted = before
 
 
 @dataclass
@@ -90,21 +116,24 @@ class Pictures:
 class Pixels(nn.Module):
     """As many scenes as there are rows, which are their own latents."""
 
-    def __init__(self, rows: int, dtype: torch.dtype) -> None:
+    def __init__(self, rows: int, prior: ClosedPrior, views: int) -> None:
         super().__init__()
-        self.z = nn.Parameter(torch.zeros(rows, V, 3, H, W, dtype=dtype))
+        self.z = nn.Parameter(torch.zeros(rows, views, *prior.latent_shape, dtype=prior.dtype))
+        self.phi = prior.adapter
 
 
 class PixelSubject:
-    """Latents under a prior."""
+    """Latents under a prior; `original` is what is edited."""
 
     steps = 10
-    phi = None
 
-    def __init__(self, rows: int = 2, prior: ClosedPrior | None = None) -> None:
+    def __init__(
+        self, rows: int = 2, prior: ClosedPrior | None = None, views: int = V, original: Tensor | None = None
+    ) -> None:
         self.prior = prior or ClosedPrior()
         self.schedule, self.latent_shape = self.prior.schedule, self.prior.latent_shape
-        self.adapter = Pixels(rows, self.prior.dtype)
+        self.adapter = Pixels(rows, self.prior, views)
+        self.source = None if original is None else lambda rng, look: original[: len(rng)]
 
     def look(self, rng: Streams) -> Look:
         return Look(self.adapter.z[: len(rng)])
@@ -113,7 +142,12 @@ class PixelSubject:
         return self.prior.encode(prompts)
 
     def predict(self, x, t, cond, cameras):
-        return self.prior.predict(x, t, cond, cameras)
+        with self.prior.reference():
+            return self.prior.predict(x, t, cond, cameras)
+
+    @property
+    def phi(self):
+        return None if self.prior.adapter is None else self.prior.predict
 
     def picture(self, latents, cameras, fast=False):
         return Pictures(self.prior.images(latents))
@@ -132,9 +166,9 @@ SOLID = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.1), "blue": (0.1, 0.2, 0.
 class EllipsoidPrior(ClosedPrior):
     """The same in space: two shapes in three colours on white, seen by any cameras, by ray and ellipsoid."""
 
-    def __init__(self, std: float = 0.35, size: int = 16, views: int = 4) -> None:
-        super().__init__(std=std, dtype=torch.float32)
-        self.views, self.size, self.latent_shape = views, size, (3, size, size)
+    def __init__(self, std: float = 0.35, size: int = 16, views: int = 4, phi: float | None = None) -> None:
+        super().__init__(std=std, dtype=torch.float32, latent_shape=(3, size, size), phi=phi)
+        self.views, self.size = views, size
 
     def encode(self, prompts):
         every = list(SOLID)
@@ -142,6 +176,8 @@ class EllipsoidPrior(ClosedPrior):
 
     def predict(self, x: Tensor, t: Tensor, cond, cameras: Cameras | None = None) -> Tensor:
         self.rows += len(x)
+        if self.adapter is not None and self.adapted:
+            return self.learnt(x, t)
         found = []
         for i, names in enumerate(cond):
             masks = self.masks(cameras, i)  # (shapes, V, 1, H, W)

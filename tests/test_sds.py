@@ -137,7 +137,7 @@ def test_the_reward_is_asked_as_often_as_told():
 
 
 def test_the_limits_of_the_noise_move():
-    like, method = torch.zeros(1), SDS(t_min=(0.9, 0.1), t_max=(0.9, 0.1), anneal=10)
+    like, method = torch.zeros(1, 1, 1), SDS(t_min=(0.9, 0.1), t_max=(0.9, 0.1), anneal=10)
     levels = [float(method.levels(streams(update, rows=1), like)) for update in (0, 5, 10, 20)]
     assert levels == pytest.approx([0.9, 0.5, 0.1, 0.1])
 

@@ -1,6 +1,8 @@
-"""SDS: score distillation sampling (Poole et al. 2023, arXiv 2209.14988), with RewardSDS's choice of noises.
+"""SDS: score distillation sampling (Poole et al. 2023, DreamFusion, arXiv 2209.14988, eq. 3), with RewardSDS's choice.
 
-g = (1 - alpha_bar_t) (eps_hat(x_t; guidance) - eps)
+    g = w(t) (eps_hat(x_t; y, guidance) - eps)
+
+The published code of RewardSDS (2D: `sds_loss`; 3D: `recon_loss: false`) is the same with w = 1 - alpha_bar.
 """
 
 from __future__ import annotations
@@ -22,9 +24,5 @@ class SDS(Distillation):
     """SDS: pull the scene to where the prior would denoise it; high guidance, smooth and saturated."""
 
     def gradient(self, subject: Subject, rows: Noised) -> Float[Tensor, "R V *L"]:
-        """(1 - alpha_bar) (eps_hat - eps)."""
-        from align3d.diffusion.guidance import guide
-        from align3d.diffusion.schedule import bcast
-
-        weight = bcast(subject.schedule.sigma(rows.t) ** 2, rows.x)
-        return weight * (guide(rows.positive, rows.negative, self.guidance) - rows.noise)
+        """What the prior finds too much in the noise."""
+        return self.w(subject, rows) * (rows.guided(self.guidance) - rows.noise)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 KINDS = ("none", "best", "min-max", "weighted")
@@ -41,15 +41,19 @@ class Weighting:
         if not 1e-6 <= self.temperature <= 1e6:
             raise ValueError(f"weighting: temperature must be 1e-6 to 1e6, got {self.temperature}")
 
+    @property
+    def least(self) -> int:
+        """The fewest candidates that there is a choice from."""
+        return {"best": self.num_best, "min-max": self.num_max + self.num_min}.get(self.kind, 1)
+
     def check(self, num: int) -> None:
         """Refuse a number of candidates that there is no choice from.
 
         Raises:
             ValueError: Says how many are needed.
         """
-        least = {"best": self.num_best, "min-max": self.num_max + self.num_min}.get(self.kind, 1)
-        if num < 1 or 1 < num < least:
-            raise ValueError(f"weighting {self.kind} needs {least} candidates or more, or 1 for none, got {num}")
+        if num < 1 or 1 < num < self.least:
+            raise ValueError(f"weighting {self.kind} needs {self.least} candidates or more, or 1 for none, got {num}")
         if self.kind == "none" and num > 1:
             raise ValueError(f"{num} candidates need a weighting; choose best, min-max or weighted")
 
@@ -83,6 +87,17 @@ class Weighting:
         if self.num_min:
             c.scatter_(0, order[num - self.num_min :], -self.lambda_min / self.num_min)
         return c / (self.num_max + self.num_min if self.per_loss else 1)
+
+    def keep(self, reward: Float[Tensor, "N B"], num: int) -> Int[Tensor, "K B"]:
+        """Which candidates may still count: the numbers of `num` of each scene, in the order drawn.
+
+        They are those of the highest reward; for min-max, in part those of the lowest, as many as their share is.
+        """
+        import torch
+
+        order = reward.detach().argsort(dim=0, descending=True, stable=True)
+        low = num * self.num_min // self.least if self.kind == "min-max" else 0
+        return torch.cat([order[: num - low], order[len(order) - low :]]).sort(0).values
 
     def spread(self, reward: Float[Tensor, "N B"]) -> Float[Tensor, "N B"]:
         """Rewards as the softmax takes them; all 0 where candidates do not differ."""
