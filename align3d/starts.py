@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from align3d.scenes.nerf.options import NerfOptions
 
 if TYPE_CHECKING:
     from align3d.subjects import Distilled
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
 STARTS = {
     "gaussians": "align3d.starts:GaussianStart",
+    "nerf": "align3d.starts:NerfStart",
 }
 MOST = 1 << 20  # Gaussians to begin with
 
@@ -67,3 +70,42 @@ class GaussianStart:
         else:
             begin = read_ply(self.start)
         return Distilled(Splats(begin).to(device), prior, cameras, background)
+
+
+@dataclass(frozen=True)
+class NerfStart(NerfOptions):
+    """A neural radiance field: a soft ball, or a scene.safetensors that an earlier run wrote."""
+
+    start: Path | None = None  # scene.safetensors to begin with instead, of a field of the same kind and size
+    mesh: int = 128  # cells along a side of mesh.glb and mesh.obj (extra `mesh`), 0 to 512; 0 = none is written
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.mesh <= 512:
+            raise ValueError(f"scene.mesh must be 0 to 512, got {self.mesh}")
+
+    def subject(
+        self,
+        prior: Prior,
+        cameras: CameraSampler,
+        background: tuple[float, float, float],
+        seed: int,
+        device: str,
+    ) -> Distilled:
+        """The scene under a prior; arguments and errors are those of GaussianStart."""
+        from align3d.rng import stream
+        from align3d.scenes.nerf.files import read_nerf
+        from align3d.scenes.nerf.nerf import Nerf
+        from align3d.subjects import Distilled
+        from align3d.weights import NotItsWeights, require_keys
+
+        options = NerfOptions(**{f.name: getattr(self, f.name) for f in fields(NerfOptions)})
+        nerf = Nerf.begun(options, stream(seed, "start"), self.mesh)
+        if self.start is not None:
+            state = read_nerf(self.start).state_dict()
+            try:
+                require_keys(nerf, {name: tuple(value.shape) for name, value in state.items()})
+            except NotItsWeights as error:
+                raise ValueError(f"{self.start} is not of the kind and size that --scene says: {error}") from None
+            nerf.load_state_dict(state)
+        return Distilled(nerf.to(device), prior, cameras, background)
