@@ -2,7 +2,7 @@
 
 It paints held-out objects from the cameras of their traced pictures, for some strengths of guidance; clip-tiny tells
 their captions apart, on the paintings and on the traced pictures of the same size. DIR gets numbers.json, table.md,
-samples.png (traced above painted, four views an object) and turn.png (one object from all around, by threes).
+samples-*.png (traced above painted, four views an object) and heldout.png (the first held-out prompts, from the front).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import torch
 from clip_text import Truth, facts, told
 from judge_clip import gallery, ranks
 from torch import Tensor
-from train_prior import SIZE, Pictures
+from train_prior import Pictures, cameras
 
 from align3d.diffusion.guidance import guide
 from align3d.diffusion.transition import ddim
-from align3d.priors.embedded import Embedded, EmbeddedPrior
+from align3d.priors.embedded import AZIMUTHS, ELEVATION, Embedded, EmbeddedPrior
 from align3d.rewards.clip_tiny import image_features, text_features
-from align3d.scenes.cameras import orbit
 from align3d.scenes.pictures import save_sheet
 from align3d.types import Cameras
 
@@ -33,15 +32,15 @@ SHOWN = 24  # objects of the sheet
 
 @torch.no_grad()
 def paint(
-    prior: EmbeddedPrior, prompts: Sequence[str], cameras: Cameras, guidance: float, steps: int = 25, seed: int = 0
+    prior: EmbeddedPrior, prompts: Sequence[str], views: Cameras, guidance: float, steps: int = 25, seed: int = 0
 ) -> Tensor:
     """Pictures (B, V, 3, H, W) in [0, 1] by deterministic sampling, a few objects at a time."""
     rng = torch.Generator().manual_seed(seed)
-    shape = (len(prompts), cameras.c2w.shape[1], *prior.latent_shape)
+    shape = (len(prompts), views.c2w.shape[1], *prior.latent_shape)
     noise, found = torch.randn(shape, generator=rng), []
     for rows in torch.arange(len(prompts)).split(16):
         x, n = noise[rows], len(rows)
-        seen = replace(cameras, c2w=cameras.c2w[rows].repeat(2, 1, 1, 1), K=cameras.K[rows].repeat(2, 1, 1, 1))
+        seen = replace(views, c2w=views.c2w[rows].repeat(2, 1, 1, 1), K=views.K[rows].repeat(2, 1, 1, 1))
         cond = prior.encode([prompts[i] for i in rows.tolist()] + [""] * n)
         times = prior.schedule.times(steps)
         for t, s in zip(times[:-1].expand(n, -1).T, times[1:].expand(n, -1).T, strict=True):
@@ -64,11 +63,6 @@ def distance(a: Tensor, b: Tensor) -> float:
     return (own - 2 * ab.mean()).item()
 
 
-def cameras_of(angles: Tensor) -> Cameras:
-    """Cameras by azimuth and elevation (B, V, 2)."""
-    return orbit(angles[..., 0], angles[..., 1], height=SIZE, width=SIZE)
-
-
 def judge(prior: EmbeddedPrior, held: Pictures, guidance: Sequence[float], steps: int, out: Path) -> dict:
     """Numbers, and the sheets."""
     truth, found = Truth(), [facts(meta) for meta in held.meta]
@@ -77,13 +71,13 @@ def judge(prior: EmbeddedPrior, held: Pictures, guidance: Sequence[float], steps
     rows = gallery(truth.code(found), said, 64)
     captions = [captions[i] for i in rows]
     true = held.rgb[rows, 0].movedim(-1, 2).float() / 255
-    cameras, texts = cameras_of(held.angles[rows, 0]), text_features(captions)
+    views, texts = cameras(held.angles[rows, 0]), text_features(captions)
     seen = features(true)
     numbers = {"true": ranks(seen, texts) | {"cosine": (seen * texts[:, None]).sum(-1).mean().item()}}
     for scale in guidance:
-        made = paint(prior, captions, cameras, scale, steps)
+        made = paint(prior, captions, views, scale, steps)
         look = features(made)
-        other = features(paint(prior, captions, cameras, scale, steps, seed=1))
+        other = features(paint(prior, captions, views, scale, steps, seed=1))
         numbers[f"guidance {scale:g}"] = ranks(look, texts) | {
             "cosine": (look * texts[:, None]).sum(-1).mean().item(),
             "distance": distance(look.flatten(0, 1), seen.flatten(0, 1)),
@@ -97,13 +91,20 @@ def judge(prior: EmbeddedPrior, held: Pictures, guidance: Sequence[float], steps
     return numbers
 
 
-def turntable(prior: EmbeddedPrior, prompts: Sequence[str], guidance: float, steps: int, out: Path) -> None:
-    """Front, right, back and left of prompts, from azimuth 0 on."""
-    azimuth = torch.tensor([0.0, 90.0, 180.0, 270.0]).expand(len(prompts), -1)
-    images = paint(
-        prior, prompts, cameras_of(torch.stack([azimuth, torch.full_like(azimuth, 15.0)], -1)), guidance, steps
-    )
+def fronts(prior: EmbeddedPrior, prompts: Sequence[str], guidance: float, steps: int, out: Path) -> None:
+    """Front, right, back and left of what prompts ask for."""
+    angles = torch.tensor([[azimuth, ELEVATION] for azimuth in AZIMUTHS]).expand(len(prompts), -1, -1)
+    images = paint(prior, prompts, cameras(angles), guidance, steps)
     save_sheet(out / "heldout.png", images.movedim(1, 3).flatten(3, 4), 4, list(prompts))
+
+
+def markdown(numbers: dict) -> str:
+    """The table of the card."""
+    lines = ["| pictures | top-1 | top-5 | cosine | distance | diversity |", "|---|--:|--:|--:|--:|--:|"]
+    for name, row in numbers.items():
+        more = " | ".join(f"{row[key]:.3f}" if key in row else "" for key in ("cosine", "distance", "diversity"))
+        lines.append(f"| {name} | {100 * row['top1']:.0f} % | {100 * row['top5']:.0f} % | {more} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -120,8 +121,9 @@ def main() -> None:
     held = Pictures(args.views / "held", prior.text.network.tokenize, every=True)
     numbers = judge(prior, held, args.guidance, args.steps, args.out)
     (args.out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
-    turntable(prior, [p for p in prompts if p.strip()][:32], 5.0, args.steps, args.out)
+    (args.out / "table.md").write_text(markdown(numbers))
+    prompts = PROMPTS.read_text(encoding="utf-8").split("\n")
+    fronts(prior, [prompt for prompt in prompts if prompt.strip()][:SHOWN], 5.0, args.steps, args.out)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,12 @@ from align3d.models.embedded import ASSETS
 from align3d.models.nets.text import TextEncoder
 from align3d.priors.nets.views_unet import ViewsUNet, rays_and_poses
 from align3d.scenes.cameras import orbit
+from align3d.types import Cameras
 from align3d.weights import load_part
 
 SCHEDULE = DiscreteVP(beta_start=0.00085, beta_end=0.012, kind="scaled_linear")  # Stable Diffusion's
-SHARD, SIZE, VIEWS, RIGS = 500, 32, 4, 2
-EDGES = ("stem", "out", "time", "pose", "topic")
+SHARD, SIZE, VIEWS, RIGS = 500, 32, 4, 2  # objects a file, pixels, views of a set, sets of an object
+EDGES = ("stem", "out", "time", "pose", "topic")  # layers that are no inner matrices
 ELEVATIONS = (0.0, 30.0)  # degrees, of all views
 JITTER = 30.0  # degrees either way, of the azimuths of the second set
 
@@ -46,7 +48,11 @@ def rigs(rng: np.random.Generator) -> np.ndarray:
 
 
 def render(out: Path, count: int, seed: int, held: bool = False, threads: int = 1) -> None:
-    """Write pictures of the objects 0 .. count - 1 of a data set, in shards; one that is there is kept."""
+    """Write pictures of the objects 0 .. count - 1 of a data set, shard by shard; a file that is there is kept.
+
+    A shard holds rgb, uint8 (n, 2, 4, 32, 32, 3), on white, and angles, float32 (n, 2, 4, 2): azimuth and elevation.
+    Its .json has captions and meta, as of objects/shards.py.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for k in range(-(-count // SHARD)):
         path = out / f"shard-{k:05d}.safetensors"
@@ -68,7 +74,8 @@ def render(out: Path, count: int, seed: int, held: bool = False, threads: int = 
 class Pictures:
     """Pictures of the usable objects of a folder in memory, where they were seen from, and what is said of them."""
 
-    def __init__(self, folder: Path, tokenize, every: bool = False):
+    def __init__(self, folder: Path, tokenize: Callable[[list[str]], Tensor], every: bool = False):
+        """Read a folder that `render` has written; without those that must not teach, unless `every`."""
         rgb, angles, self.captions, self.meta = [], [], [], []
         for path in sorted(folder.glob("shard-*.safetensors")):
             text, tensors = json.loads(path.with_suffix(".json").read_text()), load_file(path)
@@ -97,9 +104,9 @@ class Pictures:
         return self.rgb[at].movedim(-1, 2).float() / 127.5 - 1, self.angles[at], ids
 
 
-def look(angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Rays and poses of cameras by azimuth and elevation (B, V, 2)."""
-    return rays_and_poses(orbit(angles[..., 0], angles[..., 1], height=SIZE, width=SIZE), SIZE // 2, SIZE // 2)
+def cameras(angles: Tensor) -> Cameras:
+    """By azimuth and elevation (B, V, 2)."""
+    return orbit(angles[..., 0], angles[..., 1], height=SIZE, width=SIZE)
 
 
 def words(text: TextEncoder, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,12 +121,9 @@ def words(text: TextEncoder, ids: Tensor) -> tuple[Tensor, Tensor]:
 def errors(network: ViewsUNet, text: TextEncoder, held: Pictures, count: int = 64) -> list[float]:
     """Mean squared error of x0 on fixed objects and noise at five times."""
     rng, result = torch.Generator().manual_seed(7), []
-    x0, angles, ids = (
-        held.rgb[:count, 0].movedim(-1, 2).float() / 127.5 - 1,
-        held.angles[:count, 0],
-        held.ids[:count, 0],
-    )
-    told = (*words(text, ids.long()), *look(angles))
+    x0 = held.rgb[:count, 0].movedim(-1, 2).float() / 127.5 - 1
+    angles, ids = held.angles[:count, 0], held.ids[:count, 0]
+    told = (*words(text, ids.long()), *rays_and_poses(cameras(angles), SIZE // 2, SIZE // 2))
     for time in (0.1, 0.3, 0.5, 0.7, 0.9):
         t, eps = torch.full((len(x0),), time), torch.randn(x0.shape, generator=rng)
         x = add_noise(SCHEDULE, x0, eps, t)
@@ -164,7 +168,7 @@ def main() -> None:
     shown, total, last = 0.0, 0.0, trainer.steps
     while trainer.progress < 1:
         x0, angles, ids = pictures.draw(args.batch, rng)
-        told = (*words(text, corrupt(ids, rng)), *look(angles))
+        told = (*words(text, corrupt(ids, rng)), *rays_and_poses(cameras(angles), SIZE // 2, SIZE // 2))
         t, eps = torch.rand(len(x0), generator=rng), torch.randn(x0.shape, generator=rng)
         x = add_noise(SCHEDULE, x0, eps, t)
         with torch.autocast("cpu", torch.bfloat16):
