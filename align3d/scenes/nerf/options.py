@@ -15,7 +15,7 @@ Ramp = tuple[float, float, float, float]  # update where it starts, value until 
 NONE: Ramp = (0.0, 0.0, 0.0, 0.0)
 
 
-def limits(part: object, name: str, most: dict[str, tuple[float, float]]) -> None:
+def limits(part: object, name: str, most: dict[str, tuple[float | int, float | int]]) -> None:
     """Refuse options outside their limits.
 
     Raises:
