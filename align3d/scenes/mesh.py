@@ -99,7 +99,7 @@ def marched(values: np.ndarray, box: Float[np.ndarray, "2 3"], level: float) -> 
 
     if not values.min() < level < values.max():
         return None
-    vertices, faces, _, _ = marching_cubes(values, level)
+    vertices, faces, _, _ = marching_cubes(values, level, gradient_direction="ascent")
     step = (box[1] - box[0]) / (np.array(values.shape) - 3)  # one more value than cells, and one around
     vertices = box[0] + (vertices - 1) * step
     return np.clip(vertices, box[0], box[1]), faces.astype(np.int64)
