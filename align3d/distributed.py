@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = 240.0  # minutes to wait for living processes: the first one's pictures and evaluations may take long
-TOTALS = {"evaluations": sum, "seconds": max, "memory_mib": max}  # of all processes; any other number is a mean
+TOTALS = {"evaluations": sum, "dead": sum, "seconds": max, "memory_mib": max}  # any other number is a mean
 
 
 class PeerError(RuntimeError):

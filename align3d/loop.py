@@ -179,3 +179,10 @@ def check(model: BaseModel | Subject, method: Method, score: Score, prompts: Seq
         raise ValueError(f"{needs} has none; choose a differentiable reward, or a method that does without")
     if hasattr(method, "check"):
         method.check(model, sampling_times(model), group)
+    if hasattr(score, "check"):
+        score.check(prompts, method.explore.candidates if hasattr(method, "explore") else group)
+    if getattr(reward, "remembers", ()) and not hasattr(model, "decode"):
+        raise ValueError(
+            f"reward {reward.remembers[0]} is normalised by the samples that a run has seen, and a scene that is "
+            f"optimised is none; use normalise=candidates"
+        )

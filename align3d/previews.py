@@ -45,7 +45,8 @@ class Previews:
                 pictures, scores = seen(scene, self.prompt, self.rewards, self.background)
                 Image.fromarray(to_uint8(pictures[0])).save(folder / "00.png")
                 save_sheet(folder / "sheet.png", pictures, len(pictures), [self.prompt, *[""] * (len(pictures) - 1)])
-                save_turntable(folder / "00.webp", turntable(scene, FRAMES, SIDE))
+                if not getattr(scene, "flat", False):
+                    save_turntable(folder / "00.webp", turntable(scene, FRAMES, SIDE))
                 about = {"prompts": [self.prompt], "seeds": [self.seed], "mean": scores}
                 (folder / "samples.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
                 shutil.rmtree(final, ignore_errors=True)  # left by a start that was killed before its next checkpoint
@@ -82,6 +83,8 @@ def finish(out: Path, subject: Any, background: tuple[float, float, float]) -> N
             "views.png": lambda path: save_views(path, scene),
             "turntable.webp": lambda path: save_turntable(path, turntable(scene)),
         }
+        if getattr(scene, "flat", False):
+            pictures = {}
         for name, write in (subject.files() | pictures).items():
             with replacing(out / name) as path:
                 write(path)

@@ -30,13 +30,17 @@ def stream(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+OUTSIDE = -2  # the step of what is no part of a training run
+
+
 @dataclass(frozen=True)
 class Streams:
     """The randomness of one batch: a key for each of its samples, and one that they share."""
 
     shared: tuple[int | str, ...]  # (seed, step): the same on every process
     keys: tuple[tuple[int | str, ...], ...]  # one per row of the batch
-    group: int = 1  # so many rows in a row share a prompt; rows are a multiple of it
+    group: int = 1  # so many rows in a row share a prompt; rows are a multiple of it, but for parts of a batch
+    counted: tuple[bool, ...] | None = None  # rows that are finished samples; None = all
 
     @classmethod
     def batch(cls, seed: int, step: int, first: int, size: int, group: int = 1) -> Streams:
@@ -48,8 +52,8 @@ class Streams:
 
     @property
     def step(self) -> int:
-        """The step that the batch is of: an update, counted from 0, or below 0 what precedes the first."""
-        return int(self.shared[1])
+        """The step that the batch is of: an update, counted from 0; below 0 what precedes the first, or is in none."""
+        return int(self.shared[1]) if len(self.shared) > 1 else OUTSIDE
 
     def common(self, purpose: str) -> torch.Generator:
         """A generator for a choice that all samples and processes share."""
@@ -73,10 +77,23 @@ class Streams:
         draw = torch.stack([torch.rand(shape, generator=g) for g in self.each(purpose)])
         return draw if like is None else draw.to(like)
 
+    def rows(self, part: slice) -> Streams:
+        """The streams of some rows."""
+        counted = None if self.counted is None else self.counted[part]
+        return replace(self, keys=self.keys[part], counted=counted)
+
+    def counted_rows(self, device: torch.device | str = "cpu") -> Tensor:
+        """Which rows are finished samples, for statistics that leave estimates out: (B,), bool."""
+        import torch
+
+        every = (True,) * len(self)
+        return torch.tensor(every if self.counted is None else self.counted, dtype=torch.bool, device=device)
+
     def repeat(self, times: int, first: int = 0) -> Streams:
         """Streams for copies `first`, `first` + 1, ... (`times` of them) of the batch, copy-major, all different."""
         copies = range(first, first + times)
-        return replace(self, keys=tuple((*key, "copy", j) for j in copies for key in self.keys))
+        keys = tuple((*key, "copy", j) for j in copies for key in self.keys)
+        return replace(self, keys=keys, counted=None if self.counted is None else self.counted * times)
 
     def of_groups(self) -> Streams:
         """Streams that are the same for all rows of a group: those of its first row."""

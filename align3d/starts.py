@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from align3d.scenes.nerf.options import NerfOptions
 
 if TYPE_CHECKING:
+    from align3d.latent_pictures import LatentPictures
     from align3d.subjects import Distilled
     from align3d.types import CameraSampler, Prior
 
 STARTS = {
     "gaussians": "align3d.starts:GaussianStart",
     "nerf": "align3d.starts:NerfStart",
+    "picture": "align3d.starts:PictureStart",
 }
 MOST = 1 << 20  # Gaussians to begin with
 
@@ -109,3 +111,40 @@ class NerfStart(NerfOptions):
                 raise ValueError(f"{self.start} is not of the kind and size that --scene says: {error}") from None
             nerf.load_state_dict(state)
         return Distilled(nerf.to(device), prior, cameras, background)
+
+
+@dataclass(frozen=True)
+class PictureStart:
+    """A picture in the prior's latents, or as many views as --cameras.views: noise, or a picture to begin with."""
+
+    start: Path | None = None  # .png, .jpg or .webp to begin with, all of it, at the size of the prior's pictures
+    strength: float = 1.0  # standard deviation of the noise to begin with, without a picture
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 100:
+            raise ValueError(f"scene.strength must be 0 to 100, got {self.strength}")
+
+    def subject(
+        self,
+        prior: Prior,
+        cameras: CameraSampler,
+        background: tuple[float, float, float],
+        seed: int,
+        device: str,
+    ) -> LatentPictures:
+        """The latents under a prior; arguments and errors as those of GaussianStart."""
+        import torch
+
+        from align3d.latent_pictures import FIXED, LatentPictures, Latents
+        from align3d.rewards.preprocess import resize
+        from align3d.rng import stream
+        from align3d.scenes.picture_files import read_picture
+
+        views = cameras(FIXED).c2w.shape[1]
+        if self.start is None:
+            noise = torch.randn(1, views, *prior.latent_shape, generator=stream(seed, "start"))
+            return LatentPictures(Latents(self.strength * noise).to(device), prior, cameras)
+        picture = resize(read_picture(self.start, background)[None], prior.size).clamp(0, 1)
+        with torch.no_grad():
+            latents = prior.latents(picture[None].expand(1, views, -1, -1, -1).to(device))
+        return LatentPictures(Latents(latents), prior, cameras)

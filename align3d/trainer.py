@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from align3d.log import TERM
+from align3d.prompt_pool import draw, quoted
+from align3d.reward_memory import BEFORE, measure
 from align3d.rng import Streams
 
 if TYPE_CHECKING:
@@ -26,10 +28,7 @@ if TYPE_CHECKING:
     from align3d.timing import Split
     from align3d.types import BaseModel, Method, Score, StepLoss, Subject
 
-BEFORE = -1  # the step whose randomness `prepare` gets
 PREPARE_ROWS = 8  # samples that `prepare` sees, at most: all processes hold all of them
-MEASURED = 32  # samples by which a reward is scaled before the first update, or some more to have whole groups
-AT_A_TIME = 4  # of them, about
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,8 @@ class Trainer:
         from align3d.diffusion.sampler import sampling_times
         from align3d.timing import Split
 
+        if hasattr(getattr(score, "reward", None), "restore"):
+            score.reward.restore({})  # what another run has left in it
         trainable = {name: p for name, p in model.adapter.named_parameters() if p.requires_grad}
         distributed.broadcast(trainable.values())
         times = sampling_times(model)
@@ -122,12 +123,14 @@ class Trainer:
         from align3d import distributed
         from align3d.timing import TimedModel
 
-        measured = self.memory is not None and self.memory.scales
+        measured = self.memory is not None and self.memory.scales and hasattr(self.model, "decode")
         if not measured and not hasattr(self.method, "prepare"):
             return self
         begun, method = time.perf_counter(), self.method
         if measured:
-            self.measure(self.memory)
+            score = self.split.score(self.score)
+            measure(self.memory, TimedModel(self.model, self.split), score, self.times, self.prompts, self.loop.seed)
+            self.state.reward.update(self.memory.numbers)
         if hasattr(method, "prepare"):
             # All processes see the same rows, which are the first of the batch of one process: same result everywhere.
             group, all_rows = self.loop.group, self.loop.batch_size * self.loop.accumulate * distributed.world()
@@ -138,7 +141,7 @@ class Trainer:
             method = distributed.agree(method, self.times)
             self.state.prepared.update(changed(self.method, method))
         if self.memory is not None:
-            self.memory.advance({})  # what `prepare` has seen is of other noise levels
+            self.memory.advance({})  # forgets what `prepare` has seen, which all processes have
         spent = self.split.take()
         self.state.before.update({"seconds": time.perf_counter() - begun} | spent)
         return replace(self, method=method)
@@ -148,25 +151,6 @@ class Trainer:
         """The reward, if it goes by what the run has seen so far, as rewards.combined does; else None."""
         reward = getattr(self.score, "reward", None)
         return reward if hasattr(reward, "advance") else None
-
-    def measure(self, reward: Any) -> None:
-        """Show a reward samples of the model as it is, the same ones in all processes and for all batch sizes."""
-        import torch
-
-        from align3d.diffusion.sampler import rollout
-        from align3d.timing import TimedModel
-
-        group = self.loop.group
-        size = group * max(1, AT_A_TIME // group)
-        model, score = TimedModel(self.model, self.split), self.split.score(self.score)
-        with torch.no_grad(), reward.measuring():
-            for first in range(0, MEASURED, size):
-                rng = Streams.batch(self.loop.seed, BEFORE, first, size, group)
-                prompts = draw(self.prompts, rng)
-                x0 = rollout(model, prompts, self.times, rng, keep=False).x[:, -1]
-                score(model.decode(x0), prompts, rng)
-            reward.advance(reward.seen())
-        self.state.reward.update(reward.numbers)
 
     def resumed(self) -> Trainer:
         """The same as it was before the first update of the run, and its reward as after the last, from the state."""
@@ -221,7 +205,8 @@ class Trainer:
             raise ValueError(
                 f"method {type(self.method).__name__} gave no loss with update=True in update {update + 1}"
             )
-        numbers = {name: sum(values) / len(values) for name, values in seen.items()} | self.settle()
+        means = {name: distributed.TOTALS.get(name, distributed.mean)(values) for name, values in seen.items()}
+        numbers = means | self.settle()
         spent = self.split.take()  # waits for a GPU, so before the clock is read
         first = {"seconds": time.perf_counter() - begun} | spent
         if update == 0:
@@ -384,18 +369,3 @@ def changed(before: Method, after: Method) -> dict[str, float]:
     if bad is not None:
         raise ValueError(f"`prepare` of {type(after).__name__} set {bad} to {found[bad]!r}; it may set numbers alone")
     return found
-
-
-def draw(prompts: Sequence[str], rng: Streams) -> list[str]:
-    """A prompt for each row, drawn from the pool with replacement, the same for all rows of a group."""
-    import torch
-
-    heads = [prompts[int(torch.randint(len(prompts), (), generator=g))] for g in rng.each("prompt")[:: rng.group]]
-    return [heads[i // rng.group] for i in range(len(rng))]
-
-
-def quoted(prompts: Sequence[str]) -> str:
-    """Prompts for an error message: each once, in order, eight at most."""
-    each = list(dict.fromkeys(prompts))
-    more = f" and {len(each) - 8} more" if len(each) > 8 else ""
-    return f"prompt{'s' if len(each) > 1 else ''} {', '.join(map(repr, each[:8]))}{more}"

@@ -42,6 +42,8 @@ def curves(run: Run) -> Html | None:
         heading, text = CURVES.get(name, (name.replace("_", " "), ""))
         if name == "reward" and run.part("prior"):
             heading, text = "Candidates", "mean reward of an update's noise candidates; the band is their spread"
+        if name == "reward" and _normalised(run):
+            text = "of a sum that is normalised by what it has been so far, so that 0 moves along: see its terms"
         if name.startswith(TERM):
             heading, text = name.removeprefix(TERM), "a term of the reward, as it is; mean of all that was scored"
         chart = line_chart(steps, values, heading, run.column("reward_std") if name == "reward" else None)
@@ -55,6 +57,14 @@ def curves(run: Run) -> Html | None:
         return None
     fold = h("details", h("summary", "More curves"), h("div", *more, class_="panels")) if more else None
     return join(h("h2", "Training"), h("div", *shown, class_="panels") if shown else None, fold)
+
+
+def _normalised(run: Run) -> bool:
+    """Whether the reward is a sum with a term that is measured from its own past."""
+    reward = run.settings.get("reward")
+    terms = reward.get("terms") if isinstance(reward, dict) else None
+    each = terms.values() if isinstance(terms, dict) else ()
+    return any(isinstance(term, dict) and term.get("normalise") == "running" for term in each)
 
 
 def _fixed(run: Run) -> dict[str, list[Html]]:

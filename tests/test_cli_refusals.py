@@ -23,7 +23,7 @@ REFUSALS = {
     "model": (["sample", "--model", "nope", "--out", "out", "--prompt", "x"], "unknown model 'nope'; known: diff"),
     "method": (
         [*TRAIN, "--method", "nope", "--reward", "dnc"],
-        "unknown method 'nope'; known: ddpo, draft, nabla",
+        "unknown method 'nope'; known: ",
     ),
     "reward": (
         [*TRAIN, "--reward", "nope"],
@@ -301,7 +301,7 @@ TRAINED = [*TRAIN, *SMALL]
             [*TRAINED, "--reward", "mine:gpu", "--loop.batch-size", "1", "--method.chunk", "2", "--method.scenes", "1"],
             "try --method.chunk 1",
         ),
-        ([*TRAINED, "--reward", "mine:whole", "--method", "draft"], "try --loop.batch-size 1 --loop.accumulate 2"),
+        ([*TRAINED, "--reward", "mine:whole", "--method", "draft"], "--loop.accumulate 2, or --method.scenes 1"),
         ([*SAMPLE, "--prompt", "x", "--model", "mine:Model"], "(64 GiB); try --batch-size 2, or --size 12"),
         ([*SAMPLE, "--prompt", "x", "--rewards", "mine:gpu", "--batch-size", "1", "--size", "1"], "give it less to do"),
     ],

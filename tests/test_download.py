@@ -162,7 +162,7 @@ def test_what_cannot_be_reached_is_one_line(hub, capsys, monkeypatch, error, mes
 def test_models_without_anything_to_fetch_are_named(hub, capsys):
     assert "model 'embedded' has nothing to download" in refused(capsys, ["download", "embedded", "--out", "x"])
     said = refused(capsys, ["download", "nothing", "--out", "x"])
-    assert "neither a model nor a reward to download; known: diffsplat-pas" in said and "hpsv2.1" in said
+    assert "no model, prior or reward to download; known: diffsplat-pas" in said and "hpsv2.1" in said
     assert "reward 'dnc' has nothing to download" in refused(capsys, ["download", "dnc", "--out", "x"])
     assert "has no text of its own" in refused(capsys, ["download", "clip", "--what", "text", "--out", "x"])
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from align3d import checkpoint, log
 from align3d.loop import Loop, fit
+from align3d.prompt_pool import draw
 from align3d.rng import Streams
-from align3d.trainer import Trainer, draw
+from align3d.trainer import Trainer
 
 
 def train(loop=SMALL, method=None, score=FakeScore(), model=None, prompts=PROMPTS, **options):  # noqa: B008  frozen

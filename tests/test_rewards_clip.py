@@ -193,7 +193,7 @@ def test_a_converted_file_is_read_in_the_place_of_the_published_one(folders, tmp
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_files_are_told_with_their_place(folders, name, tmp_path):
     kind = load(REWARDS, name)
-    with pytest.raises(FileNotFoundError, match=rf"reward {name} needs .*--reward.weights FOLDER; `align3d download"):
+    with pytest.raises(FileNotFoundError, match=rf"reward {name} needs .*, or {name}\(weights=FOLDER\); "):
         kind().check(PROMPTS)
     with pytest.raises(FileNotFoundError, match=r"nowhere is missing; .*by hand https://huggingface.co/"):
         kind(tmp_path / "nowhere")(seen(images()), PROMPTS)

@@ -6,19 +6,24 @@ from dataclasses import replace
 
 import pytest
 import torch
+from closed_prior import PixelSubject
 from fakes import steady
 from user_parts import ToyModel, redness
 
 from align3d.config import of_reward
 from align3d.log import read_metrics
 from align3d.loop import Loop, fit
+from align3d.methods.candidates import Explore
 from align3d.methods.ddpo import DDPO
 from align3d.methods.draft import Draft
 from align3d.methods.nabla import Nabla
+from align3d.methods.sds import SDS
+from align3d.methods.weighting import Weighting
+from align3d.rewards.clip import ClipScore
 from align3d.rewards.combined import Combined, Scale, Term, among_candidates, drawn
 from align3d.rewards.jpeg import JPEGCompress
 from align3d.rewards.running import Running
-from align3d.rewards.score import Scorer
+from align3d.rewards.score import Scorer, call_reward
 from align3d.rng import Streams
 from align3d.scenes.cameras import CameraSampling, orbit
 from align3d.types import Views
@@ -185,6 +190,7 @@ NORMALISED = {
     "red": Term(reward=redness, normalise="running", span=3.0, subset=2),
     "green": Term(reward=lambda views, prompts: views.rgb[:, :, 1].mean((-2, -1)), weight=0.1, warmup=3),
 }
+CAMERAS = CameraSampling(views=3, size=(12, 16))
 LOOP = Loop(updates=4, batch_size=4, learning_rate=0.02, warmup=0, checkpoint_every=1)
 
 
@@ -269,7 +275,6 @@ def test_nabla_measures_beta_on_whole_groups():
 def test_what_cannot_be_trained_on_is_refused_before_any_work(tmp_path, terms, group, method, said):
     with pytest.raises(ValueError, match=said):
         score = Scorer(Combined(terms), CameraSampling(views=3, size=16))
-        score.check(PROMPTS, group)
         fit(toy(), method, score, PROMPTS, replace(LOOP, group=group), out=tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
@@ -283,10 +288,10 @@ def test_a_reward_that_never_differs_cannot_be_normalised():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"low": 1.0, "high": 1.0}, r"low must be below high, got 1\.0 and 1\.0"),
-        ({"high": math.nan}, "low must be below high"),
-        ({"span": 0.5}, "span at least 1"),
-        ({"span": math.inf}, "span at least 1 and finite"),
+        ({"low": 1.0, "high": 1.0}, r"low must be a number below high, got 1\.0 and 1\.0"),
+        ({"high": math.nan}, "low must be a number below high"),
+        ({"span": 0.5}, "span above 1"),
+        ({"span": math.inf}, "span above 1 and finite"),
         ({"warmup": -1}, "must be 0 or more"),
     ],
 )
@@ -318,3 +323,91 @@ def test_its_terms_are_recorded():
     told = of_reward(Combined({"dnc": Term(reward=JPEGCompress(), weight=0.5)}), "mine")
     assert told["name"] == "mine" and told["terms"]["dnc"]["weight"] == 0.5
     assert told["terms"]["dnc"]["reward"]["name"] == "jpeg-compress"
+
+
+def test_a_term_is_no_sum():
+    with pytest.raises(ValueError, match="a term of a sum cannot be a Combined"):
+        Term(reward=Combined({"red": Term(reward=red)}))
+    with pytest.raises(ValueError, match="names of terms have no slash"):
+        Combined({"a/b": Term(reward=red)})
+
+
+def test_our_own_errors_stay_what_they_are():
+    """A mistake of the package inside a sum is no mistake of the user's."""
+    total = Combined({"clip": Term(reward=ClipScore())})
+    for score in (total, total.within(streams())):
+        with pytest.raises(FileNotFoundError, match="reward clip needs the folder"):
+            call_reward(score, "mix", views(torch.float32), PROMPTS)
+
+    def broken(views, prompts):
+        return views.nothing
+
+    with pytest.raises(
+        ValueError, match=r"^reward broken failed: AttributeError: .* \(test_rewards_combined.py:\d+\)$"
+    ):
+        call_reward(Combined({"broken": Term(reward=broken)}).within(streams()), "mix", views(), PROMPTS)
+
+
+def test_estimates_at_noisy_states_do_not_count():
+    total, seen = Combined({"red": Term(reward=red)}), views()
+    total.within(replace(streams(), counted=(False, True)))(seen, PROMPTS)
+    assert total.seen()["red/count"] == 1 and total.seen()["red/sum"] == pytest.approx(
+        float(red(seen, PROMPTS)[1].mean())
+    )
+    total.within(replace(streams(), counted=(False, False)))(seen, PROMPTS)
+    assert total.seen()["red/count"] == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk": 0}, {"gradient_at": "x0"}, {"scenes": 1}])
+def test_nabla_counts_its_samples_once(options, monkeypatch):
+    counts = []
+    advance = Combined.advance
+
+    def counted(self, seen):
+        counts.append(seen.get("red/count"))
+        return advance(self, seen)
+
+    monkeypatch.setattr(Combined, "advance", counted)
+    train(replace(LOOP, updates=1), {"red": Term(reward=redness)}, Nabla(beta=1.0, **options))
+    assert counts[-1] == LOOP.batch_size
+
+
+def test_what_another_run_has_left_does_not_count():
+    total = Combined({"red": Term(reward=redness)})
+
+    def first_row():
+        return fit(toy(), Draft(), Scorer(total, CAMERAS), ["a cone"], replace(LOOP, updates=1), progress=False)[0]
+
+    row = first_row()
+    total.running["red"].add(torch.full((7,), 100.0))
+    assert first_row()["term_red"] == row["term_red"] < 10
+
+
+def test_the_deviation_that_divides_does_not_vanish():
+    running = Running(span=1.01)
+    running.add(torch.tensor([0.0, 2.0]))
+    running.advance(running.seen())
+    for _ in range(50):
+        running.add(torch.tensor([1.0]))
+        running.advance(running.seen())
+    assert running.numbers["std"] < 1e-6
+    assert float(running.scaled(torch.tensor([2.0]))) == pytest.approx(20.0, rel=1e-3)
+
+
+def test_running_numbers_need_a_generator():
+    total = Combined({"red": Term(reward=red_of_pictures, normalise="running")})
+    with pytest.raises(ValueError, match="reward red is normalised by the samples that a run has seen, and a scene"):
+        fit(PixelSubject(1), SDS(), Scorer(total, CAMERAS), ["red"], replace(LOOP, updates=1), progress=False)
+
+
+def test_noises_of_a_scene_are_candidates():
+    total = Combined({"red": Term(reward=red_of_pictures, normalise="candidates")})
+    method = SDS(weighting=Weighting("weighted"), explore=Explore(4, guidance=1.0))
+    rows = fit(
+        PixelSubject(1), method, Scorer(total, CAMERAS), ["red"], replace(LOOP, updates=2, batch_size=1), progress=False
+    )
+    assert rows[-1]["reward"] == pytest.approx(0, abs=1e-6) and rows[-1]["reward_std"] == pytest.approx(1, rel=1e-3)
+
+
+def red_of_pictures(views, prompts):
+    return views.rgb[:, :, 0].mean((-2, -1))

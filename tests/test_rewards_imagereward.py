@@ -192,7 +192,7 @@ def test_converted_file_has_the_same_scores(tmp_path):
 
 def test_missing_files_say_where_they_are(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"--reward.weights FOLDER; .*https://huggingface.co/THUDM/ImageReward: Im"
+        FileNotFoundError, match=r"--reward.weights FOLDER, .*https://huggingface.co/THUDM/ImageReward: Im"
     ):
         ImageReward().check(PROMPTS)
     folder = tiny_blip.write(tmp_path)

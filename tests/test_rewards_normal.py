@@ -241,7 +241,7 @@ def test_the_estimator_learns_of_no_gradient_in_inference(monkeypatch):
 def test_check_reads_no_weights_and_says_where_they_are(folder, tmp_path):
     Normal(folder).check(PROMPTS)
     where = "https://huggingface.co/Stable-X/yoso-normal-v1-7"
-    with pytest.raises(FileNotFoundError, match=f"--reward.weights FOLDER; .*download normal .* {where}: vae"):
+    with pytest.raises(FileNotFoundError, match=f"--reward.weights FOLDER, .*download normal .* {where}: vae"):
         Normal().check(PROMPTS)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/vae/config.json is missing; .* {where}"):
         Normal(tmp_path).check(PROMPTS)

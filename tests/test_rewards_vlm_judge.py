@@ -184,7 +184,7 @@ def test_the_key_is_nowhere(server, tmp_path, caplog):
 def test_check_before_any_work(server, tmp_path, monkeypatch):
     judge().check(PROMPTS)
     assert not server.asked
-    with pytest.raises(ValueError, match=r"needs the name of a model, as the endpoint has it: --reward\.model NAME"):
+    with pytest.raises(ValueError, match=r"needs the name of a model, as the endpoint has it: vlm-judge\(model=NAME"):
         VLMJudge().check(PROMPTS)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot keep answers in .*file: .*; choose another folder"):

@@ -14,7 +14,7 @@ from align3d.rewards import REWARDS
 from align3d.rewards.colorfulness import Colorfulness
 from align3d.rewards.dnc import DNC
 from align3d.rewards.jpeg import JPEGCompress
-from align3d.rewards.score import FunctionReward, Scorer, as_reward, check_scene, name_of
+from align3d.rewards.score import FunctionReward, Scorer, as_reward, call_reward, check_scene, name_of
 from align3d.rng import Streams
 from align3d.scenes.cameras import CameraSampling, canonical
 from align3d.scenes.gaussians import Gaussians
@@ -195,9 +195,7 @@ def test_a_reward_that_misbehaves(value, message):
 def test_a_rendering_that_is_not_finite_is_named():
     s = scene()
     s.render = lambda *args, **kwargs: FlatScene(torch.tensor([[0.1] * 3, [math.nan] * 3])).render(*args, **kwargs)
-    with pytest.raises(
-        NonFiniteError, match="red returned nan for 'a blue cup', view 1; the rendered rgb of that scene"
-    ):
+    with pytest.raises(NonFiniteError, match="non-finite colour for prompt 'a blue cup' in the views that reward red"):
         Scorer(red, CAMERAS)(s, PROMPTS, RNG)
 
 
@@ -269,3 +267,21 @@ def test_a_first_look_in_inference_mode_does_no_harm(name):
     rgb.requires_grad_()
     reward(Views(cameras, rgb=rgb), prompts).sum().backward()
     assert (rgb.grad.flatten(2).norm(dim=2) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("rgb", "said"),
+    [
+        (torch.full((B, V, 3, H, W), 0.5) * 255, r"reward red needs colours from 0 to 1, got 128 to 128; scale"),
+        (torch.full((B, V, 3, H, W), -0.5), r"got -0.5 to -0.5"),
+        (torch.full((B, V, 3, H, W), math.nan), "non-finite colour for prompt 'a red cup'"),
+    ],
+)
+def test_pictures_of_another_range_are_refused(rgb, said):
+    with pytest.raises((ValueError, NonFiniteError), match=said):
+        call_reward(as_reward(red), "red", Views(CAMERAS(RNG), rgb=rgb), PROMPTS)
+
+
+def test_there_is_a_prompt_for_each_object():
+    with pytest.raises(ValueError, match="reward red needs a prompt for each of 2 objects, got 1"):
+        call_reward(as_reward(red), "red", Views(CAMERAS(RNG), rgb=torch.rand(B, V, 3, H, W)), PROMPTS[:1])

@@ -247,7 +247,24 @@ def test_a_reward_of_something_else_is_refused() -> None:
     own = torch.ones((), requires_grad=True)
     for score in (lambda *args: own * torch.ones(2), lambda *args: torch.ones(2)):
         x0 = torch.ones(2, 3, requires_grad=True)
-        with pytest.raises(ValueError, match="x: the reward has no gradient"):
+        with pytest.raises(
+            ValueError, match="x: the reward has no gradient: what it gives for 'a red cat' is detached"
+        ):
             scored(ToyModel(), score, x0, PROMPTS, streams(), "x")
         with torch.no_grad():
             assert not scored(ToyModel(), score, x0, PROMPTS, streams(), "x").dead.any()
+
+
+@pytest.mark.parametrize("split", [(4, 1), (2, 2), (1, 4)])
+@pytest.mark.parametrize("method", [Nabla(beta=1.0, scenes=1), Draft(scenes=1), ReFL(scenes=2)], ids=name_of)
+def test_how_a_batch_is_split_does_not_decide_whether_dead_samples_stop_it(method, split) -> None:
+    """Some samples have a gradient and some none: the run goes on, and counts the same."""
+
+    def half(scene, prompts, rng):
+        alive = torch.tensor([prompt == FOUR[0] for prompt in prompts])
+        return torch.where(alive, toy_score(scene, prompts, rng), 0.5)
+
+    batch, parts = split
+    loop = Loop(updates=1, batch_size=batch, accumulate=parts, warmup=0)
+    (row,) = fit(ToyModel(), method, half, FOUR[1:3], loop, progress=False)
+    assert row["dead"] == 3 * (method.transitions if isinstance(method, Nabla) else 1) and row["grad_norm"] > 0

@@ -48,12 +48,12 @@ def run(options: Download) -> None:
     """Look up, say what it is, fetch."""
     from align3d.commands.parts import load_part, table
 
-    kinds = ("model", "reward")
-    kind = next((kind for kind in kinds if options.name in table(kind)), None)
+    kinds = ("model", "prior", "reward")
+    kind = next((kind for kind in kinds if options.name in table(kind)), "part" if ":" in options.name else None)
     if kind is None:
         known = [n for k in kinds for n in table(k) if hasattr(load_part(k, n), "sources")]
-        raise ValueError(f"{options.name!r} is neither a model nor a reward to download; known: {', '.join(known)}")
-    part = load_part(kind, options.name)
+        raise ValueError(f"{options.name!r} is no model, prior or reward to download; known: {', '.join(known)}")
+    part = load_part("reward" if kind == "part" else kind, options.name)
     sources = getattr(part, "sources", None)
     if sources is None:
         raise ValueError(f"{kind} {options.name!r} has nothing to download; `align3d list {kind}s` shows what there is")

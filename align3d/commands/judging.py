@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.commands.inputs import MAX_SEED, check_pictures, check_range, read_prompts
 from align3d.commands.listed import listed
-from align3d.config import described
+from align3d.config import described, name_of
 from align3d.evaluate import spread
 from align3d.log import duration, plain, read_json
+from align3d.rewards import REWARDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -127,6 +128,10 @@ def told(name: str, part: Any) -> dict[str, Any]:
 
     An object's text may hold its address. `incidental`, a set of names, says which options change no number.
     """
+    if hasattr(part, "terms"):
+        each = {label: told(name_of(term.reward, REWARDS), term.reward) for label, term in part.terms.items()}
+        terms = {label: described(term) | {"reward": each[label]} for label, term in part.terms.items()}
+        return {"name": name, "terms": terms}
     kept = (type(None), bool, int, float, str, Path, tuple, list, set, frozenset, dict)
     incidental = getattr(part, "incidental", ())
     own = described(part, name).items()

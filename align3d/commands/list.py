@@ -16,7 +16,7 @@ Kind = Literal["all", "models", "methods", "rewards", "priors", "scenes", "featu
 
 @dataclass(frozen=True)
 class List:
-    """Print the known models, methods, rewards, priors, scenes, feature networks and recipes, with a line about each."""
+    """Print the known models, methods, rewards, priors, scenes, networks and recipes, with a line about each."""
 
     kind: Annotated[Kind, tyro.conf.Positional] = "all"  # which table
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from align3d.commands.parts import load_part
+from align3d.commands.parts import load_part, table
 from align3d.commands.reading import read
 from align3d.rewards.score import make
 
@@ -24,6 +24,7 @@ LABEL = re.compile(r"\s*(?P<label>[\w.-]+)\s*=")
 PLAIN = re.compile(r"[A-Za-z_][\w.:-]*")
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 TERM = re.compile(rf"\s*(?P<sign>[+-]?)\s*(?:(?P<weight>{NUMBER})\s*\*\s*)?(?P<name>{PLAIN.pattern})\s*")
+TAKEN = ("fid", "diversity")  # what is watched beside rewards
 SUM = "combined"  # what a sum of rewards is called that is called nothing
 ENTRY = "NAME, NAME(option=value, ...) or CALLED=NAME(...)"
 SUMS = 'nor a sum of them, such as "hpsv2.1 + 0.2*dnc[views=min]"'
@@ -60,7 +61,7 @@ def listed(kind: str, texts: Sequence[str]) -> dict[str, Listed]:
             is normalised by what it has seen in training, of which there is none here.
     """
     found: dict[str, Listed] = {}
-    for text in texts:
+    for text in [part for several in texts for part in apart(several)]:
         label, one = entry(kind, text)
         if label in found:
             raise ValueError(f"{kind} {label!r} is asked for twice; drop one, or call it otherwise: mine={text}")
@@ -68,6 +69,15 @@ def listed(kind: str, texts: Sequence[str]) -> dict[str, Listed]:
             raise ValueError(f"{kind} {text!r}: only what is trained on can be normalised; drop normalise here")
         found[label] = one
     return found
+
+
+def apart(text: str) -> list[str]:
+    """A text at its commas, those in brackets left out."""
+    depth, parts = 0, [""]
+    for c in text:
+        depth += (c in "([") - (c in ")]")
+        parts = [*parts, ""] if c == "," and depth == 0 else [*parts[:-1], parts[-1] + c]
+    return parts
 
 
 def choose(kind: str, text: str) -> tuple[str, Any]:
@@ -93,7 +103,11 @@ def entry(kind: str, text: str) -> tuple[str, Listed]:
         raise ValueError(f"{kind} {text!r} is no {ENTRY}; only rewards can be added up")
     else:
         label, found = SUM, Listed(SUM, combined(terms))
-    return (match["label"] if match else label), found
+    called = match["label"] if match else label
+    if kind == "reward" and (called in TAKEN or (called != found.name and called in table(kind))):
+        what = "a number of its own" if called in TAKEN else "another reward"
+        raise ValueError(f"{kind} {text!r}: {called} is {what}; call it otherwise")
+    return called, found
 
 
 def split(kind: str, text: str, start: int = 0) -> list[Term]:
@@ -142,7 +156,10 @@ def combined(terms: Sequence[Term]) -> Any:
             name = f"{term.name}-{number}"
         reward = made("reward", term.name, term.options)
         scale = options_of(Scale, f"reward {term.name}", term.scale, "[]")
-        found[name] = Weighed(reward=reward, weight=term.weight, **vars(scale))
+        try:
+            found[name] = Weighed(reward=reward, weight=term.weight, **vars(scale))
+        except ValueError as error:
+            raise ValueError(f"reward {name}: {error}") from None
     return Combined(found)
 
 

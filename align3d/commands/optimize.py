@@ -81,7 +81,7 @@ def run(
         raise ValueError(f"method {names['method']} trains a generator: align3d train --method {names['method']}")
     score = Scorer(as_reward(reward), cameras, 0.0, options.background)
     check(names, method, score.reward)
-    score.check([options.prompt])
+    score.check([options.prompt], method.explore.candidates)
     device = choose_device(options.device)
     teacher = load_prior(prior, names["prior"], options.device)
     fits(names["prior"], teacher, cameras)
@@ -90,7 +90,9 @@ def run(
     parts = {"prior": prior, "method": method, "scene": scene}
     config |= {kind: described(part, names[kind]) for kind, part in parts.items()}
     config |= {"loop": asdict(loop), "cameras": asdict(cameras), "background": options.background}
-    previews = Previews(options.out, options.prompt, {names["reward"]: score.reward}, loop.seed, options.background)
+    terms = getattr(score.reward, "terms", {})  # of a sum, each by itself: outside of an update there are no candidates
+    shown = {name: term.reward for name, term in terms.items()} or {names["reward"]: score.reward}
+    previews = Previews(options.out, options.prompt, shown, loop.seed, options.background)
     hooks = [previews, lambda done, model: report(options.out)]
     arguments = (subject, method, score, [options.prompt], loop)
     try:

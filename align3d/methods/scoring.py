@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align3d.types import BaseModel, Score
@@ -54,7 +54,7 @@ def scored(
         max_norm: Largest L2 norm of the gradient of an object's reward by its x0; None: no limit.
 
     Raises:
-        ValueError: If the score has the wrong shape; or no gradient, where x0 wants one.
+        ValueError: If the score has the wrong shape, or is detached from x0 where x0 wants a gradient.
         NonFiniteError: If a reward is not finite, or its gradient; names the prompt.
 
     Gradient: to x0, if it wants one; that of each reward to its own sample. What a score takes from other samples of a
@@ -70,7 +70,7 @@ def scored(
 
     def judge(part: Tensor, rows: slice) -> Tensor:
         texts = list(prompts[rows])
-        reward = score(model.decode(part), texts, replace(rng, keys=rng.keys[rows]))
+        reward = score(model.decode(part), texts, rng.rows(rows))
         if reward.shape != (len(part),):
             raise ValueError(f"{method}: the score must be of shape ({len(part)},), got {tuple(reward.shape)}")
         require_finite(reward.detach(), texts, "reward", places[rows])
@@ -81,7 +81,10 @@ def scored(
     if not (torch.is_grad_enabled() and x0.requires_grad):
         return Scored(reward, torch.zeros_like(reward, dtype=torch.bool))
     if slopes is None:
-        raise ValueError(f"{method}: the reward has no gradient; use a differentiable one")
+        raise ValueError(
+            f"{method}: the reward has no gradient: what it gives for {prompts[0]!r} is detached from the views; use a "
+            f"differentiable one"
+        )
     require_finite(slopes, prompts, "reward gradient", [f"{place}; {NO_SLOPE}" for place in places])
     if max_norm is not None:
         slopes = clipped(slopes, max_norm)

@@ -31,9 +31,8 @@ class Transitions:
     def rows(self, first: int, last: int) -> Transitions:
         """Rows first .. last - 1."""
         part = slice(first, last)
-        rng = replace(self.rng, keys=self.rng.keys[part])
         tensors = {f.name: getattr(self, f.name)[part] for f in fields(self) if f.name != "rng"}
-        return Transitions(**tensors, rng=rng)
+        return Transitions(**tensors, rng=self.rng.rows(part))
 
 
 class Chain:
@@ -103,6 +102,7 @@ class Chain:
             return torch.cat([values[j] for j in steps]) if steps else self.x[0][:0]
 
         size, after = len(self.prompts), [j + 1 for j in chosen]
+        finished = tuple(j == len(self) for j in after for _ in self.prompts)
         return Transitions(
             prompts=self.prompts * len(chosen),
             x=rows(self.x, chosen),
@@ -111,5 +111,5 @@ class Chain:
             eps_next=rows(self.eps, [j for j in after if j < len(self)]).detach(),
             t=self.times[list(chosen)].repeat_interleave(size),
             s=self.times[after].repeat_interleave(size),
-            rng=self.rng.repeat(len(chosen), first=copy),
+            rng=replace(self.rng.repeat(len(chosen), first=copy), counted=finished),
         )

@@ -11,14 +11,13 @@ Means and standard deviations are constants to the gradient, which a scale there
 
 from __future__ import annotations
 
-import functools
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.rewards.running import Running
-from align3d.rewards.score import FunctionReward, as_reward, call_reward, check_prompts
+from align3d.rewards.score import as_reward, call_reward, check_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,15 +46,15 @@ class Scale:
             raise ValueError(f"views must be mean, min or max, got {self.views!r}")
         if self.normalise not in ("none", "running", "candidates"):
             raise ValueError(f"normalise must be none, running or candidates, got {self.normalise!r}")
-        if self.subset < 0 or self.warmup < 0 or not 1 <= self.span < math.inf:
+        if self.subset < 0 or self.warmup < 0 or not 1 < self.span < math.inf:
             raise ValueError(
-                f"subset and warmup must be 0 or more, span at least 1 and finite, got {self.subset}, {self.warmup} "
+                f"subset and warmup must be 0 or more, span above 1 and finite, got {self.subset}, {self.warmup} "
                 f"and {self.span}"
             )
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         if not low < high or low == math.inf or high == -math.inf:
-            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+            raise ValueError(f"low must be a number below high, got {self.low} and {self.high}")
 
     def memory(self) -> Running:
         """What will know the reward's mean and standard deviation."""
@@ -76,6 +75,11 @@ class Term(Scale):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "reward", as_reward(self.reward))
+        if hasattr(self.reward, "within") or hasattr(self.reward, "advance"):
+            kind = type(self.reward).__name__
+            raise ValueError(
+                f"a term of a sum cannot be a {kind}, which has draws or a memory of its own; add up its terms"
+            )
         if not math.isfinite(self.weight) or self.weight == 0:
             raise ValueError(f"a weight must be finite and not 0, got {self.weight}")
 
@@ -101,6 +105,8 @@ class Combined:
     def __post_init__(self) -> None:
         if not self.terms:
             raise ValueError("a sum of rewards needs at least one")
+        if any("/" in name for name in self.terms):
+            raise ValueError(f"names of terms have no slash, got {', '.join(self.terms)}")
         object.__setattr__(self, "running", {name: term.memory() for name, term in self.terms.items()})
 
     @property
@@ -122,6 +128,11 @@ class Combined:
     def scales(self) -> bool:
         """Whether it has to be measured before the first update."""
         return any(term.normalise != "none" for term in self.terms.values())
+
+    @property
+    def remembers(self) -> list[str]:
+        """The terms that are normalised by what the run has seen."""
+        return [name for name, term in self.terms.items() if term.normalise == "running"]
 
     def check(self, prompts: Sequence[str]) -> None:
         """The checks of all terms."""
@@ -153,8 +164,7 @@ class Combined:
 
     def within(self, rng: Streams) -> Reward:
         """The same in an update: a reward for objects with one stream each."""
-        score = functools.partial(self.of_update, rng=rng)
-        return FunctionReward(score, self.differentiable, self.needs)
+        return Within(self, rng)
 
     def of_update(self, views: Views, prompts: Sequence[str], rng: Streams) -> Float[Tensor, "B 1"]:
         """The score in training.
@@ -168,7 +178,7 @@ class Combined:
         for name, term in self.terms.items():
             seen = drawn(views, term.subset, rng, f"views of {name}") if term.subset else views
             values[name] = self.value(name, seen, prompts)
-            self.running[name].add(values[name])
+            self.running[name].add(values[name][rng.counted_rows(values[name].device)])
         if self.bare:  # nothing to go by yet: what is returned is not used
             return self.total(values, -1)
         return self.total({name: self.scaled(name, value, rng) for name, value in values.items()}, rng.step)
@@ -182,11 +192,12 @@ class Combined:
     def scaled(self, name: str, value: Float[Tensor, "B"], rng: Streams | None = None) -> Float[Tensor, "B"]:
         """Values on their common scale, within their limits; `rng` has the groups, in training."""
         term, running = self.terms[name], self.running[name]
-        if term.normalise != "none" and not running.numbers:
+        alone = term.normalise == "candidates" and rng is not None  # needs nothing but the batch
+        if term.normalise != "none" and not alone and not running.numbers:
             raise ValueError(
                 f"reward {name} is normalised by what a run has seen, and there is no run; drop its normalise here"
             )
-        if term.normalise == "candidates" and rng is not None:
+        if alone:
             value = among_candidates(value, rng.group)
         elif term.normalise != "none":
             value = running.scaled(value, first=rng is None)
@@ -226,7 +237,7 @@ class Combined:
             if sums:
                 means[name] = running.numbers.get("mean", 0.0) + sums["sum"] / sums["count"]
             running.advance(sums)
-            if sums and self.terms[name].normalise != "none" and running.flat:
+            if sums and self.terms[name].normalise == "running" and running.flat:
                 raise ValueError(
                     f"reward {name} cannot be normalised: it said {running.numbers['first_mean']:.4g} of every sample "
                     f"before training; drop its normalise, or the reward"
@@ -243,6 +254,28 @@ class Combined:
         for name, running in self.running.items():
             own = {key.removeprefix(f"{name}/"): v for key, v in numbers.items() if key.startswith(f"{name}/")}
             running.numbers, running.sums = own, None
+
+
+@dataclass(frozen=True)
+class Within:
+    """A sum of rewards in an update."""
+
+    total: Combined
+    rng: Streams  # one per object
+
+    @property
+    def differentiable(self) -> bool:
+        """As the sum."""
+        return self.total.differentiable
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """As the sum."""
+        return self.total.needs
+
+    def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B 1"]:
+        """The score."""
+        return self.total.of_update(views, prompts, self.rng)
 
 
 def among_candidates(value: Float[Tensor, "B"], group: int) -> Float[Tensor, "B"]:

@@ -215,6 +215,8 @@ class Tally:
         """All of it for people to read."""
         cost = f", {self.cost:.4f} USD" if self.cost else ""
         tokens = f"{self.sent} tokens sent, {self.answered} answered{cost}"
+        if self.asked and not self.sent + self.answered:
+            tokens = "the endpoint does not say how many tokens"
         return f"vlm-judge: {self.asked} questions asked ({tokens}), {self.kept} answers known before"
 
     def say(self) -> None:
@@ -269,7 +271,8 @@ def _check_url(url: str, place: str) -> None:
         raise ValueError(f"{place} must not hold a name or password; the key has a variable of its own")
     known = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
     if not known or not all("!" <= c <= "~" for c in url):
-        raise ValueError(f"{place} must be http:// or https://, a host and a path, got {url[:SHOWN]!r}")
+        got = url[:SHOWN].partition("?")[0] + "?..." * ("?" in url)  # what follows may be a key
+        raise ValueError(f"{place} must be http:// or https://, a host and a path, and nothing after it, got {got!r}")
 
 
 @contextlib.contextmanager

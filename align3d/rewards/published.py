@@ -38,7 +38,8 @@ def files_of(name: str, weights: Path | None, sources: Sources) -> Iterator[Path
     """
     try:
         if weights is None:
-            raise FileNotFoundError(f"reward {name} needs the folder of its published files, --reward.weights FOLDER")
+            how = f"--reward.weights FOLDER, or {name}(weights=FOLDER)"
+            raise FileNotFoundError(f"reward {name} needs the folder of its published files, {how}")
         if not weights.is_dir():
             raise FileNotFoundError(f"{weights} is {'no folder' if weights.exists() else 'missing'}")
         yield weights

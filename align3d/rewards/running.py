@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FIELDS = ("first_mean", "first_std", "mean", "std")
 LEAST = 1e-6  # of the size of the mean; a standard deviation below is rounding
+FLOOR = 0.05  # of the standard deviation before training; the one that divides is no smaller
 
 
 class Running:
@@ -34,6 +35,8 @@ class Running:
         """See some values."""
         import torch
 
+        if not len(values):
+            return
         exact = values.detach().double() - self.numbers.get("mean", 0.0)
         sums = torch.stack([torch.full_like(exact[:1], len(exact))[0], exact.sum(), exact.square().sum()])
         self.sums = sums if self.sums is None else self.sums + sums
@@ -65,7 +68,7 @@ class Running:
             first: Whether by the numbers from before training, which never change.
         """
         mean, std = (self.numbers["first_" * first + name] for name in ("mean", "std"))
-        return (values - mean) / max(std, LEAST * abs(mean), 1e-30)
+        return (values - mean) / max(std, FLOOR * self.numbers["first_std"], 1e-30)
 
     @property
     def flat(self) -> bool:

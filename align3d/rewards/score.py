@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from align3d.registry import blame, told
+from align3d.rng import OUTSIDE
 from align3d.types import CHANNELS
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
     from align3d.rng import Streams
     from align3d.types import CameraSampler, Reward, Scene, Views
+
+
+ROUNDING = 0.01  # by which colours may leave [0, 1]; of another range, they do it by more
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class Scorer:
         if self.noise and views.rgb is not None:
             noise = rng.normal("render noise", tuple(views.rgb.shape[1:]), like=views.rgb)
             views = replace(views, rgb=(views.rgb + self.noise * noise).clamp(0, 1))
-        reward = self.reward.within(rng) if hasattr(self.reward, "within") else self.reward
+        inside = rng.step != OUTSIDE and hasattr(self.reward, "within")
+        reward = self.reward.within(rng) if inside else self.reward
         return call_reward(reward, name_of(self.reward), views, prompts).mean(1)
 
 
@@ -120,8 +125,14 @@ def as_reward(thing: Any) -> Reward:
     if not callable(reward):
         raise ValueError(f"a reward must be callable with (views, prompts), got {type(reward).__name__}")
     if not (hasattr(reward, "differentiable") and hasattr(reward, "needs")):
+        if hasattr(reward, "within") or hasattr(reward, "advance"):
+            raise ValueError(
+                f"reward {type(reward).__name__} must say what it `needs`, and whether it is `differentiable`"
+            )
         needs = getattr(reward, "needs", ("rgb",))
         reward = FunctionReward(reward, getattr(reward, "differentiable", True), frozenset(needs))
+    if not isinstance(reward.needs, (set, frozenset)):
+        raise ValueError(f"`needs` of reward {name_of(reward)} must be a set of names, got {reward.needs!r}")
     unknown = set(reward.needs) - set(CHANNELS)
     if unknown or not reward.needs:
         got = ", ".join(sorted(unknown)) or "nothing"
@@ -165,10 +176,35 @@ def call_reward(reward: Reward, name: str, views: Views, prompts: Sequence[str])
             return ""
         return f"views.{', '.join(missing)} are None because `needs` does not ask for them; set `needs`"
 
+    check_views(views, name, prompts)
     with blame(f"reward {name}", _written(reward), hint):
         score = reward(views, prompts)
     check_score(score, name, views, prompts)
     return score
+
+
+def check_views(views: Views, name: str, prompts: Sequence[str]) -> None:
+    """Refuse pictures that no reward can judge.
+
+    Raises:
+        ValueError: If there is not a prompt for each object, or colours are no floating-point numbers in [0, 1].
+        NonFiniteError: If a colour is not finite; names the prompt.
+    """
+    from align3d.diffusion.sampler import require_finite
+
+    if len(prompts) != views.cameras.c2w.shape[0]:
+        raise ValueError(
+            f"reward {name} needs a prompt for each of {views.cameras.c2w.shape[0]} objects, got {len(prompts)}"
+        )
+    if views.rgb is None or views.rgb.is_meta:
+        return
+    if not views.rgb.is_floating_point():
+        raise ValueError(f"reward {name} needs colours as floating-point numbers from 0 to 1, got {views.rgb.dtype}")
+    least, most = (float(x) for x in views.rgb.detach().aminmax())
+    if not math.isfinite(least + most):
+        require_finite(views.rgb.detach(), prompts, "colour", f"in the views that reward {name} is to judge")
+    if least < -ROUNDING or most > 1 + ROUNDING:
+        raise ValueError(f"reward {name} needs colours from 0 to 1, got {least:.3g} to {most:.3g}; scale the images")
 
 
 def check_prompts(reward: Reward, prompts: Sequence[str]) -> None:
@@ -181,7 +217,7 @@ def check_prompts(reward: Reward, prompts: Sequence[str]) -> None:
         with blame(f"the check of reward {name_of(reward)}", _written(reward)):
             getattr(reward, "check", _nothing)(prompts)
     except ValueError as error:
-        if isinstance(error.__cause__, ValueError):  # what it is for: its own words are enough
+        if isinstance(error.__cause__, (ValueError, FileNotFoundError)):  # what it is for: its own words are enough
             raise error.__cause__ from None
         raise
 

@@ -99,7 +99,9 @@ class VLMJudge:
             ValueError: Says which.
         """
         if not self.model:
-            raise ValueError("reward vlm-judge needs the name of a model, as the endpoint has it: --reward.model NAME")
+            raise ValueError(
+                "reward vlm-judge needs the name of a model, as the endpoint has it: vlm-judge(model=NAME)"
+            )
         endpoint = self._endpoint()
         _check_folder(self.folder)
         _reach(endpoint)
