@@ -42,7 +42,8 @@ def in_parts(
             with torch.autocast(x.device.type, enabled=False):  # else it would round the products of the way back
                 (slope,) = torch.autograd.grad(value.sum(), part, allow_unused=True)
         found = found or slope is not None
-        slopes.append(torch.zeros_like(part) if slope is None else slope)
+        if wanted:
+            slopes.append(torch.zeros_like(part) if slope is None else slope)
         values.append(value.detach())
     return torch.cat(values), torch.cat(slopes) if found else None
 
