@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from align3d.scenes.mesh import HALF, extract, write_mesh
 from align3d.scenes.nerf.files import KEY, read_nerf, surface, write_nerf
 from align3d.scenes.nerf.nerf import Nerf, NerfScene
 from align3d.scenes.nerf.options import Backdrop
+from align3d.scenes.pictures import turntable
 
 OPTIMIZE = ["optimize", "--prompt", "a red thing", "--prior", "closed_prior:Ellipsoids", "--reward", "closed_prior:red"]
 OPTIMIZE += ["--method.guidance", "1", "--cameras.size", "12", "--cameras.views", "3", "--updates", "2", "--out", "run"]
@@ -26,6 +28,10 @@ OPTIMIZE += ["--scene", "nerf", "--scene.hidden", "8", "--scene.triplane.side", 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
+    """An empty folder, and small pictures."""
+    for name, value in (("SIZE", 24), ("SIDE", 24), ("FRAMES", 2)):
+        monkeypatch.setattr(f"align3d.previews.{name}", value)
+    monkeypatch.setattr("align3d.scenes.pictures.turntable", partial(turntable, frames=2, size=24))
     return enter(tmp_path, monkeypatch)
 
 

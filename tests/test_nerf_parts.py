@@ -13,6 +13,7 @@ from align3d.scenes.nerf.background import Background, behind, harmonics
 from align3d.scenes.nerf.fields import PRIMES, Field, begin
 from align3d.scenes.nerf.fields import HashGrid as HashTable
 from align3d.scenes.nerf.fields import TriPlane as Planes
+from align3d.scenes.nerf.nerf import Nerf
 from align3d.scenes.nerf.options import Backdrop, HashGrid, March, NerfOptions, Penalties, Shading, TriPlane
 from align3d.scenes.nerf.shading import Light, lit
 
@@ -81,7 +82,7 @@ def test_density_begins_as_a_blob():
 def test_cells_are_looked_at_in_some_updates_and_the_same_for_all_batches():
     options = replace(SMALL, march=replace(SMALL.march, every=4, warmup=8))
     one, two = (nerf(options=options) for _ in range(2))
-    assert one.full.all(), "before the first look"
+    assert Nerf(options).full.all(), "before the first look"
     for update in range(14):
         before = one.taken.detach().clone()
         for made, rows in ((one, (0, 2)), (two, (0, 1)), (two, (1, 1))):

@@ -33,4 +33,5 @@ def nerf(kind="triplane", options=SMALL, seed=0):
     with torch.no_grad():
         for p in made.field.grid.parameters():
             p.copy_(torch.randn(p.shape, generator=seeded(seed + 1)))
+    made.see(torch.arange(options.march.cells**3), seeded(seed))
     return made

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from align3d.rng import Streams
@@ -59,6 +59,7 @@ class Nerf(nn.Module):
         for part in (nerf.field, nerf.background):
             if part is not None:
                 begin(part, generator)
+        nerf.see(torch.arange(options.march.cells**3), generator)
         return nerf
 
     def rates(self) -> dict[str, float]:
@@ -87,15 +88,19 @@ class Nerf(nn.Module):
             return
         self.looked = rng.step
         generator, num = rng.common("cells"), march.cells**3
+        if rng.step < march.warmup:
+            return self.see(torch.arange(num), generator)
+        some = torch.randint(num, (num // 4,), generator=generator)
+        full = self.full.flatten().nonzero()[:, 0].cpu()
+        more = full[torch.randint(len(full), (num // 4,), generator=generator)]
+        return self.see(torch.cat([some, more]).unique(), generator)
+
+    def see(self, which: Int[Tensor, "M"], generator: torch.Generator) -> None:
+        """Look at a random point of each of some cells."""
+        march = self.options.march
+        corner = torch.stack([which // march.cells**2, which // march.cells % march.cells, which % march.cells], 1)
+        x = (corner + torch.rand(corner.shape, generator=generator)) / march.cells * 2 - 1
         with torch.no_grad():
-            which = torch.arange(num)
-            if rng.step >= march.warmup:
-                some = torch.randint(num, (num // 4,), generator=generator)
-                full = self.full.flatten().nonzero()[:, 0].cpu()
-                more = full[torch.randint(len(full), (num // 4,), generator=generator)]
-                which = torch.cat([some, more]).unique()
-            corner = torch.stack([which // march.cells**2, which // march.cells % march.cells, which % march.cells], 1)
-            x = (corner + torch.rand(corner.shape, generator=generator)) / march.cells * 2 - 1
             now = torch.cat([self.field.density(part)[0] for part in x.to(self.taken).split(CELLS)])
             now = -torch.expm1(-now * DIAGONAL / march.samples)
             self.taken[which] = torch.maximum(self.taken[which] * march.decay, now)

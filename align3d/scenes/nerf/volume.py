@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -74,16 +75,15 @@ class Rays:
 class Samples:
     """M samples on R rays, in order."""
 
-    kept: Bool[Tensor, "R K"]  # of the steps of each ray, those that are samples
-    ray: Int[Tensor, "M"]
+    rays: int  # R
+    ray: Int[Tensor, "M"]  # of each
     t: Float[Tensor, "M"]  # length along the ray, of the middle
     width: float  # of a step
 
     def keep(self, which: Bool[Tensor, "M"]) -> Samples:
         """Some of them."""
-        kept = self.kept.clone()
-        kept[self.kept] = which
-        return Samples(kept, self.ray[which], self.t[which], self.width)
+        some = which.nonzero()[:, 0]
+        return Samples(self.rays, self.ray[some], self.t[some], self.width)
 
     def points(self, rays: Rays) -> Float[Tensor, "M 3"]:
         """Where they are."""
@@ -91,22 +91,21 @@ class Samples:
 
     def dense(self, values: Float[Tensor, "M *C"]) -> Float[Tensor, "R S *C"]:
         """Values by ray, those of its samples in order and then zeros; added up in a fixed order everywhere."""
-        slots = self.slots
-        found = values.new_zeros(len(self.kept) * slots, *values.shape[1:])
-        return found.index_put((self.place(slots),), values).unflatten(0, (-1, slots))
+        place, slots = self.place
+        found = values.new_zeros(self.rays * slots, *values.shape[1:])
+        return found.index_put((place,), values).unflatten(0, (self.rays, slots))
 
     def flat(self, dense: Tensor) -> Tensor:
         """The inverse of `dense`: (R, S) to (M,)."""
-        return dense.flatten()[self.place(dense.shape[1])]
+        return dense.flatten()[self.place[0]]
 
-    @property
-    def slots(self) -> int:
-        """The most samples on a ray, 1 or more."""
-        return max(1, int(self.kept.sum(1).amax()))
-
-    def place(self, slots: int) -> Int[Tensor, "M"]:
-        """Where each is in the flat form of (R, slots)."""
-        return self.ray * slots + (self.kept.cumsum(1) - 1)[self.kept]
+    @cached_property
+    def place(self) -> tuple[Int[Tensor, "M"], int]:
+        """Where each is in the flat form of (R, S), and S, the most samples on a ray, 1 or more."""
+        counts = torch.bincount(self.ray, minlength=self.rays)
+        slots = max(1, int(counts.amax()))
+        rank = torch.arange(len(self.ray), device=self.ray.device) - (counts.cumsum(0) - counts)[self.ray]
+        return self.ray * slots + rank, slots
 
 
 @dataclass(frozen=True)
@@ -134,16 +133,35 @@ def along(
         full: Cells of the box, x first, that are not empty; None: all.
     """
     width = DIAGONAL / samples
-    away = torch.where(rays.direction.abs() < 1e-9, torch.full_like(rays.direction, 1e-9), rays.direction)
-    ends = torch.stack([(-1 - rays.origin) / away, (1 - rays.origin) / away])
-    near, far = ends.amin(0).amax(1).clamp_min(0), ends.amax(0).amin(1)
-    steps = max(1, math.ceil(float((far - near).amax()) / width))
+    near, far = crossed(rays, -1.0, 1.0)
     first = near if jitter is None else near + (jitter - 0.5) * width
-    t = first[:, None] + (torch.arange(steps, device=near.device) + 0.5) * width
-    kept = (t < far[:, None]) & (t > near[:, None])
-    ray = torch.arange(len(t), device=t.device)[:, None].expand_as(t)[kept]
-    found = Samples(kept, ray, t[kept], width)
+    enter, leave = near, far
+    if full is not None:
+        enter, leave = crossed(rays, *bounds(full, near))
+    skipped = ((enter - first) / width - 0.5).ceil().clamp_min(0)
+    steps = max(1, 1 + math.ceil(float((leave - enter).amax()) / width))
+    t = first[:, None] + (skipped[:, None] + torch.arange(steps, device=near.device) + 0.5) * width
+    kept = (t < torch.minimum(far, leave)[:, None]) & (t > near[:, None])
+    ray, step = kept.nonzero().unbind(1)
+    found = Samples(len(t), ray, t[ray, step], width)
     return found if full is None else found.keep(inside(found.points(rays), full))
+
+
+def crossed(rays: Rays, low: float | Tensor, high: float | Tensor) -> tuple[Float[Tensor, "R"], Float[Tensor, "R"]]:
+    """Where rays enter and leave a box; they leave before they enter where they miss it."""
+    away = torch.where(rays.direction.abs() < 1e-9, torch.full_like(rays.direction, 1e-9), rays.direction)
+    ends = torch.stack([(low - rays.origin) / away, (high - rays.origin) / away])
+    return ends.amin(0).amax(1).clamp_min(0), ends.amax(0).amin(1)
+
+
+def bounds(full: Bool[Tensor, "G G G"], like: Tensor) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
+    """The corners of the box around all full cells, a little wider; one that is empty if there are none."""
+    size = len(full)
+    sides = [full.any(dim=other).nonzero()[:, 0] for other in ((1, 2), (0, 2), (0, 1))]
+    if not all(len(side) for side in sides):
+        return like.new_ones(3), -like.new_ones(3)
+    low, high = (torch.stack([end(side) for side in sides]).to(like) for end in (torch.amin, torch.amax))
+    return low / size * 2 - 1 - SEEN, (high + 1) / size * 2 - 1 + SEEN
 
 
 def inside(x: Float[Tensor, "M 3"], full: Bool[Tensor, "G G G"]) -> Bool[Tensor, "M"]:
