@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ def here(tmp_path, monkeypatch):
     """An empty folder, and small pictures."""
     for name, value in (("SIZE", 24), ("SIDE", 24), ("FRAMES", 2)):
         monkeypatch.setattr(f"align3d.previews.{name}", value)
-    monkeypatch.setattr("align3d.scenes.pictures.turntable", partial(turntable, frames=2, size=24))
+    monkeypatch.setattr("align3d.scenes.pictures.turntable", lambda scene, *_: turntable(scene, 2, 24))
     return enter(tmp_path, monkeypatch)
 
 
