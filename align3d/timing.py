@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -40,7 +40,7 @@ class Split:
         self.phase: str | None = None
         self.since = 0.0
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.evaluations = 0  # rows given to `predict`, with and without gradient; one each, whatever the guidance
+        self.evaluations = 0  # rows given to `predict` or `phi`, with gradient or not; one each, whatever the guidance
 
     def enter(self, phase: str | None) -> None:
         """From now on time counts for this phase; None is for no phase."""
@@ -108,6 +108,19 @@ class TimedModel:
         eps = self.model.predict(*args, **kwargs)
         self.split.evaluations += len(eps)
         return eps
+
+    @property
+    def phi(self) -> Callable[..., Tensor] | None:
+        """As the model's, counted as `predict` is."""
+        phi = getattr(self.model, "phi", None)
+
+        def predict(*args: Any, **kwargs: Any) -> Tensor:
+            self.network()
+            eps = phi(*args, **kwargs)
+            self.split.evaluations += len(eps)
+            return eps
+
+        return None if phi is None else predict
 
     def decode(self, x0: Tensor) -> Any:
         """As the model."""
