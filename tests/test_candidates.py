@@ -45,7 +45,7 @@ def test_halving_is_the_walk_of_those_that_stay():
     torch.testing.assert_close(reward, plain.gather(0, numbers))
 
 
-@pytest.mark.parametrize(("num", "steps", "rows"), [(8, 1, 8), (8, 2, 8 + 4), (8, 3, 8 + 4 + 2), (8, 9, 8 + 4 + 2 + 1)])
+@pytest.mark.parametrize(("num", "steps", "rows"), [(8, 1, 8), (8, 2, 8 + 4), (8, 3, 8 + 4 + 2), (8, 9, 8 + 4 + 2)])
 def test_halving_costs_less_than_two_evaluations_a_candidate(num, steps, rows):
     explore = Explore(num, steps=steps, halving=True)
     subject, start = noised(explore)

@@ -1,10 +1,13 @@
 """VSD against a prior whose answers are known, and whose adapter can learn one scene."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from closed_prior import ClosedPrior, EllipsoidPrior, PixelSubject, V, redness
+from safetensors.torch import save_file
 
 from align3d.diffusion.schedule import add_noise, bcast
 from align3d.loop import Loop, check, fit
@@ -12,12 +15,16 @@ from align3d.methods.candidates import Explore
 from align3d.methods.sds import SDS
 from align3d.methods.vsd import VSD
 from align3d.methods.weighting import Weighting
+from align3d.priors.embedded import Embedded
+from align3d.priors.nets.views_unet import ViewsUNet
 from align3d.rewards.score import Scorer
 from align3d.rng import Streams
 from align3d.scenes.rings import Ring
 from align3d.scenes.splats import Splats, ball
 from align3d.subjects import Distilled
-from align3d.trainer import Trainer
+from align3d.trainer import Trainer, grouped
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 B = 2
 PROMPTS = ["a red thing", "a blue thing"]
@@ -57,7 +64,7 @@ def test_the_gradients_are_the_papers():
     t, noise = rng.uniform("phi t", like=z), rng.normal("phi noise", tuple(z.shape[1:]), like=z)
     loss = (one.phi(add_noise(one.schedule, z, noise, t), t, None, None) - noise).square().mean()
     torch.testing.assert_close(by_phi, torch.autograd.grad(loss, one.adapter.phi.mean)[0])
-    assert float(metrics["phi"]) == pytest.approx(float(loss))
+    assert float(metrics["phi"]) == pytest.approx(float(loss.detach()))
 
 
 def test_the_error_in_v_is_that_in_eps_by_alpha():
@@ -70,7 +77,7 @@ def test_the_error_in_v_is_that_in_eps_by_alpha():
     )
     v = (one.phi(x, t, None, None) - sigma * x) / alpha
     wanted = (v - (alpha * noise - sigma * z)).square().mean()
-    assert float(step(VSD(target="v"), one)[-1]["phi"]) == pytest.approx(float(wanted))
+    assert float(step(VSD(target="v"), one)[-1]["phi"]) == pytest.approx(float(wanted.detach()))
 
 
 def test_phi_learns_the_score_of_the_scene():
@@ -80,9 +87,9 @@ def test_phi_learns_the_score_of_the_scene():
     one.groups = lambda: {"z": {"lr": 0.0}}
     mean = z.mean((0, 1))
     before = float((one.adapter.phi.mean - mean).detach().norm())
-    fit(one, VSD(phi_rate=0.02), redness, PROMPTS[:1], replace(LOOP, updates=400), progress=False)
+    fit(one, VSD(phi_rate=0.03), redness, PROMPTS[:1], replace(LOOP, updates=200), progress=False)
     assert torch.equal(one.adapter.z.detach(), z), "its rate is 0"
-    assert float((one.adapter.phi.mean - mean).detach().norm()) < 0.1 * before
+    assert float((one.adapter.phi.mean - mean).detach().norm()) < 0.15 * before
 
 
 def test_with_the_score_of_one_picture_it_is_sds():
@@ -155,6 +162,55 @@ def space(phi=0.35):
     prior = EllipsoidPrior(size=8, views=V, phi=phi)
     start = ball(32, generator=torch.Generator().manual_seed(0))
     return Distilled(Splats(start), prior, Ring(views=V, size=8))
+
+
+def test_evaluations_of_phi_are_counted():
+    """With the text and without, and by phi: at the scene's noise, and at its own."""
+    rows = fit(subject(), VSD(), redness, PROMPTS[:1], replace(LOOP, batch_size=B, updates=1), progress=False)
+    assert rows[0]["evaluations"] == 4 * B
+
+
+def test_options_are_of_all_parameters_below_a_name():
+    """The longest name counts, a name is not the beginning of another, and the method goes before the subject."""
+    names = ("scene.mean", "scene.means", "scene.deep.one", "scene.deep.two", "phi.a.b", "other")
+    each = {name: torch.nn.Parameter(torch.zeros(1)) for name in names}
+    one = subject()
+    one.groups = lambda: {"scene": {"lr": 1.0}, "scene.mean": {"lr": 2.0}, "scene.deep": {"lr": 3.0}}
+
+    class Own(VSD):
+        def groups(self):
+            return {"scene.deep": {"lr": 4.0}, "phi.a": {"lr": 5.0, "eps": 1e-3}}
+
+    groups = grouped(one, Own(), each, LOOP)
+    found = {name: g["lr"] for g in groups for name, p in each.items() if any(p is q for q in g["params"])}
+    assert found == dict(zip(names, (2.0, 1.0, 4.0, 4.0, 5.0, LOOP.learning_rate), strict=True))
+    assert [g["eps"] for g in groups if "eps" in g] == [1e-3]
+
+
+def test_the_embedded_prior_has_a_phi(tmp_path):
+    """A LoRA of its network: at first phi is the prior; it trains, and the prior stays."""
+    network = ViewsUNet(size=8, widths=(8, 12, 16), heads=(2, 2), embed=16)
+    for name, parameter in network.named_parameters():
+        with torch.no_grad():
+            parameter.copy_(series(parameter.shape, len(name)))
+    (tmp_path / "config.json").write_text(json.dumps(network.config))
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / WEIGHTS)
+    prior = Embedded(tmp_path, rank=2, precision="float32").load()
+    start = ball(32, generator=torch.Generator().manual_seed(0))
+    one = Distilled(Splats(start), prior, Ring(views=V, size=8))
+    look = one.look(streams())
+    at = look.latents.detach(), torch.full((B,), 0.5), one.encode(PROMPTS), look.cameras
+    before = one.predict(*at)
+    assert torch.equal(one.phi(*at).detach(), before)
+    fit(one, VSD(phi_rate=0.1), redness, PROMPTS[:1], replace(LOOP, updates=2), progress=False)
+    assert torch.equal(one.predict(*at), before)
+    assert not torch.allclose(one.phi(*at).detach(), before, atol=1e-4)
+
+
+def series(shape, start):
+    """Numbers of about the size that keeps a layer's outputs."""
+    num = math.prod(shape)
+    return torch.sin(1.7 * torch.arange(num) + start).view(shape) * (num // shape[0]) ** -0.5
 
 
 def test_the_parameters_of_scene_and_phi_have_names():

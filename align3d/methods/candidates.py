@@ -174,10 +174,12 @@ class Explore:
         at, start = noised, noised.t[:B]
         for k in range(1, self.steps + 1):
             reward = self.judged(subject, score, at, clean(subject, at, self.guidance), rng)
-            if k == self.steps or len(reward) == 1:
+            if k == self.steps:
                 break
             chosen = weighting.keep(reward, max(weighting.least, -(-len(reward) // 2)))
-            numbers = numbers.gather(0, chosen)
+            numbers, reward = numbers.gather(0, chosen), reward.gather(0, chosen)
+            if len(chosen) == 1:  # no walk would change the choice
+                break
             at = at.rows((chosen * B + torch.arange(B, device=chosen.device)).flatten())
             at = self.onward(subject, at, start.repeat(len(chosen)) * (self.steps - k) / self.steps)
         return numbers, reward
