@@ -46,6 +46,10 @@ NOT_COMPARED = ("out", "resume")  # where a run lies and how it was called is no
 SHOWN = 6  # differing fields, or tensors, that an error names before it says how many more
 
 
+class BusyError(ValueError):
+    """Another process is training in a folder."""
+
+
 @dataclass(frozen=True)
 class State:
     """All that one update hands to the next."""
@@ -255,7 +259,7 @@ def claim(out: Path, wanted: dict[str, Any], resume: bool) -> Iterator[None]:
         resume: Whether the folder should hold an earlier start of the same run.
 
     Raises:
-        ValueError: If another process is training in it; nothing is changed.
+        BusyError: If another process is training in it; nothing is changed.
         Exception: What `examine` raises.
     """
     occupied(out, resume)
@@ -265,7 +269,7 @@ def claim(out: Path, wanted: dict[str, Any], resume: bool) -> Iterator[None]:
         try:
             stack.enter_context(locked(out))
         except BlockingIOError:
-            raise ValueError(
+            raise BusyError(
                 f"another process is training in {out}; wait for it to end, or choose another folder"
             ) from None
         claimed = stack.pop_all()

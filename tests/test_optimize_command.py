@@ -9,6 +9,7 @@ from command_checks import enter, refused
 from PIL import Image
 
 from align3d.cli import main
+from align3d.files import locked
 from align3d.scenes.ply import read_ply
 
 OPTIMIZE = ["optimize", "--prompt", "a red thing", "--prior", "closed_prior:Ellipsoids", "--reward", "closed_prior:red"]
@@ -117,3 +118,51 @@ def test_a_reward_that_fails_on_the_way_leaves_the_last_good_state(here, capsys)
     assert code in (1, 2) and "update 3: reward late returned nan for 'a red thing'" in said, said
     assert [path.name for path in sorted(Path("run/checkpoints").iterdir())][-1] == "step-000002"
     assert torch.isfinite(read_ply(Path("run/scene.ply")).means).all()
+
+
+MANY = [arg for arg in OPTIMIZE if arg not in ("--prompt", "a red thing")] + ["--prompts", "prompts.txt", *FEW]
+
+
+def test_many_prompts_are_made_and_finished_ones_left_out(here, capsys):
+    assert main([*MANY, "--updates", "2"]) == 0, capsys.readouterr().err
+    folders = sorted(path.name for path in Path("run").iterdir())
+    assert folders == ["000-a-red-cube", "001-a-longer-prompt-of-a-blue-ball"]
+    before = [Path("run", name, "scene.ply").stat().st_mtime_ns for name in folders]
+    capsys.readouterr()
+    assert main([*MANY, "--updates", "2"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{i + 1}/2 {name}: finished before" for i, name in enumerate(folders)
+    ]
+    assert [Path("run", name, "scene.ply").stat().st_mtime_ns for name in folders] == before
+    assert main(MANY) == 0, "what is to be longer goes on"
+    assert [len(rows(f"run/{name}")) for name in folders] == [4, 4]
+    alone = [*OPTIMIZE, *FEW, "--prompt", "a red cube", "--out", "alone"]
+    assert main(alone) == 0
+    assert Path("alone/scene.ply").read_bytes() == Path("run", folders[0], "scene.ply").read_bytes()
+
+
+def test_what_another_process_is_at_is_left_to_it(here, capsys):
+    Path("run/000-a-red-cube").mkdir(parents=True)
+    with locked(Path("run/000-a-red-cube")):
+        assert main([*MANY, "--updates", "1"]) == 0, capsys.readouterr().err
+        said = capsys.readouterr().out
+    assert "1/2 000-a-red-cube: another process is at it" in said and "2/2 001" in said
+    assert not Path("run/000-a-red-cube/scene.ply").exists()
+
+
+def test_one_failure_does_not_stop_the_others(here, capsys):
+    Path("picky.py").write_text(
+        "def picky(views, prompts):\n"
+        "    value = views.rgb.mean((-3, -2, -1))\n"
+        "    return value * float('nan') if 'cube' in prompts[0] else value\n"
+    )
+    assert main([*MANY, *CHOOSE, "--updates", "1", "--reward", "picky:picky"]) == 1
+    shown = capsys.readouterr()
+    assert "1/2 000-a-red-cube: reward picky" in shown.err and "1 of 2 prompts failed: 000-a-red-cube" in shown.err
+    assert Path("run/001-a-longer-prompt-of-a-blue-ball/scene.ply").is_file()
+
+
+@pytest.mark.parametrize("more", [[], ["--prompt", "x", "--prompts", "prompts.txt"]])
+def test_there_is_one_prompt_or_a_file_of_them(here, capsys, more):
+    plain = [arg for arg in OPTIMIZE if arg not in ("--prompt", "a red thing")]
+    assert "give --prompt TEXT or --prompts FILE, and not both" in refused(capsys, [*plain, *more])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from align3d.commands.inputs import MAX_SEED, check_range, choose_device, load_prior
+from align3d.commands.inputs import MAX_SEED, check_range, choose_device, load_prior, read_prompts, slug
 from align3d.commands.train import report
 from align3d.config import described, of_reward
 
@@ -38,7 +39,8 @@ class Optimize:
     many of them count: best, min-max or weighted, by --reward. --seed is short for --loop.seed.
     """
 
-    prompt: str  # what to make
+    prompt: str | None = None  # what to make
+    prompts: Path | None = None  # instead: text file, a prompt per line, made one after another in folders below --out
     out: Path  # the run's folder; must be new, or an earlier start of the same run with --resume
     resume: bool = False  # go on from the newest checkpoint in the folder
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
@@ -69,43 +71,113 @@ def run(
     cameras: Ring,
 ) -> None:
     """Optimise, or go on."""
-    from align3d.interrupts import Terminated
-    from align3d.loop import fit
-    from align3d.previews import Previews, finish
     from align3d.rewards.score import Scorer, as_reward
 
     check_range("seed", loop.seed, 0, MAX_SEED)
-    if not options.prompt.strip():
-        raise ValueError("got an empty --prompt; give some words")
     if getattr(method, "optimises", "model") != "scene":
         raise ValueError(f"method {names['method']} trains a generator: align3d train --method {names['method']}")
     score = Scorer(as_reward(reward), cameras, 0.0, options.background)
     check(names, method, score.reward)
-    score.check([options.prompt], method.explore.candidates)
-    device = choose_device(options.device)
-    teacher = load_prior(prior, names["prior"], options.device)
-    fits(names["prior"], teacher, cameras)
-    subject = scene.subject(teacher, cameras, options.background, loop.seed, device)
-    config = {"prompt": options.prompt, "reward": of_reward(score.reward, names["reward"])}
+    jobs = planned(options)
+    score.check(list(jobs), method.explore.candidates)
     parts = {"prior": prior, "method": method, "scene": scene}
-    config |= {kind: described(part, names[kind]) for kind, part in parts.items()}
-    config |= {"loop": asdict(loop), "cameras": asdict(cameras), "background": options.background}
-    terms = getattr(score.reward, "terms", {})  # of a sum, each by itself: outside of an update there are no candidates
-    shown = {name: term.reward for name, term in terms.items()} or {names["reward"]: score.reward}
-    previews = Previews(options.out, options.prompt, shown, loop.seed, options.background)
-    hooks = [previews, lambda done, model: report(options.out)]
-    arguments = (subject, method, score, [options.prompt], loop)
-    try:
-        rows = fit(*arguments, out=options.out, config=config, resume=options.resume, hooks=hooks)
-    except (KeyboardInterrupt, Terminated, FloatingPointError):  # the scene is as the last good update left it
-        if (options.out / "metrics.jsonl").exists():  # else there is no run yet
-            finish(options.out, subject, options.background)
-            report(options.out)
-        raise
-    finish(options.out, subject, options.background)
-    report(options.out)
-    file = options.out / next(iter(subject.files()))
-    print(f"{rows[-1]['step']} updates done: {file}, open {options.out / 'report.html'}", flush=True)
+    config = {kind: described(part, names[kind]) for kind, part in parts.items()}
+    config |= {"reward": of_reward(score.reward, names["reward"]), "loop": asdict(loop), "cameras": asdict(cameras)}
+    work = Work(names, prior, method, scene, score, loop, options.device, config | {"background": options.background})
+    if options.prompts is None:
+        ((prompt, out),) = jobs.items()
+        print(work.make(prompt, out, options.resume), flush=True)
+    else:
+        make_all(work, jobs)
+
+
+def planned(options: Optimize) -> dict[str, Path]:
+    """Each prompt with its folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file of prompts.
+        ValueError: If there is not one prompt, or a file of them.
+    """
+    if (options.prompt is None) == (options.prompts is None):
+        raise ValueError("give --prompt TEXT or --prompts FILE, and not both")
+    if options.prompt is not None:
+        if not options.prompt.strip():
+            raise ValueError("got an empty --prompt; give some words")
+        return {options.prompt: options.out}
+    prompts = list(dict.fromkeys(read_prompts(options.prompts)))
+    return {prompt: options.out / f"{i:03}-{slug(prompt)}" for i, prompt in enumerate(prompts)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the optimisations of all prompts share."""
+
+    names: dict[str, str]
+    prior: Any
+    method: Any
+    scene: Any
+    score: Any  # a rewards.score.Scorer
+    loop: Loop
+    device: str
+    config: dict[str, Any]
+
+    def make(self, prompt: str, out: Path, resume: bool) -> str:
+        """Optimise one scene, or go on; says how it went."""
+        from align3d.interrupts import Terminated
+        from align3d.loop import fit
+        from align3d.previews import Previews, finish
+
+        cameras, background = self.score.cameras, self.score.background
+        teacher = load_prior(self.prior, self.names["prior"], self.device)
+        fits(self.names["prior"], teacher, cameras)
+        subject = self.scene.subject(teacher, cameras, background, self.loop.seed, choose_device(self.device))
+        reward = self.score.reward
+        terms = getattr(reward, "terms", {})  # of a sum, each by itself: outside of an update there are no candidates
+        shown = {name: term.reward for name, term in terms.items()} or {self.names["reward"]: reward}
+        hooks = [Previews(out, prompt, shown, self.loop.seed, background), lambda done, model: report(out)]
+        arguments = (subject, self.method, self.score, [prompt], self.loop)
+        try:
+            rows = fit(*arguments, out=out, config={"prompt": prompt, **self.config}, resume=resume, hooks=hooks)
+        except (KeyboardInterrupt, Terminated, FloatingPointError):  # the scene is as the last good update left it
+            if (out / "metrics.jsonl").exists():  # else there is no run yet
+                finish(out, subject, background)
+                report(out)
+            raise
+        finish(out, subject, background)
+        report(out)
+        return f"{rows[-1]['step']} updates done: {out / next(iter(subject.files()))}, open {out / 'report.html'}"
+
+    def finished(self, out: Path) -> bool:
+        """Whether a folder holds all updates and the files that a run ends in."""
+        from align3d.checkpoint import latest, step_of
+
+        newest = latest(out)
+        return newest is not None and step_of(newest) >= self.loop.updates and (out / "report.html").is_file()
+
+
+def make_all(work: Work, jobs: dict[str, Path]) -> None:
+    """One prompt after another; what another process is at, or has finished, is left to it.
+
+    Raises:
+        FloatingPointError: At the end, if some have failed.
+    """
+    from align3d.checkpoint import BusyError
+
+    failed = []
+    for i, (prompt, out) in enumerate(jobs.items()):
+        where = f"{i + 1}/{len(jobs)} {out.name}"
+        if work.finished(out):
+            print(f"{where}: finished before", flush=True)
+            continue
+        try:
+            print(f"{where}: {work.make(prompt, out, resume=(out / 'config.json').is_file())}", flush=True)
+        except BusyError:
+            print(f"{where}: another process is at it", flush=True)
+        except FloatingPointError as error:
+            failed.append(out.name)
+            print(f"align3d: {where}: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise FloatingPointError(f"{len(failed)} of {len(jobs)} prompts failed: {', '.join(failed[:8])}")
 
 
 def check(names: dict[str, str], method: Any, reward: Any) -> None:
