@@ -239,8 +239,10 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ValueError, match="does not halve"):
         SDS(compat="reference", weighting=Weighting("best"), explore=Explore(4, steps=15, halving=True))
     subject = Stub(Z2)
-    with pytest.raises(ValueError, match="takes 2 to 1000 for explore"):
-        check(subject, SDS(compat="reference"), liking, [PROMPT])
+    one_step = SDS(compat="reference", weighting=Weighting("best"), explore=Explore(4))
+    with pytest.raises(ValueError, match="takes 2 to 500 for explore"):
+        check(subject, one_step, liking, [PROMPT])
+    check(subject, SDS(compat="reference"), liking, [PROMPT])
     subject.schedule = replace(Stub.schedule, num_steps=100)
     with pytest.raises(ValueError, match="a table of 1000 noise levels"):
         check(subject, SDS(compat="reference", explore=Explore(steps=15)), liking, [PROMPT])

@@ -87,6 +87,7 @@ def test_numbers_that_leave_no_choice_are_refused(weighting, num, said):
         ({"num_min": -1}, "num_min 0 or more"),
         ({"lambda_max": 1.5}, "lambdas must be 0 to 1, got 1.5"),
         ({"lambda_min": float("nan")}, "lambdas must be 0 to 1"),
+        ({"lambda_max": 0.0, "lambda_min": 0.0}, "no candidate counts"),
         ({"temperature": 0.0}, "temperature must be"),
     ],
 )

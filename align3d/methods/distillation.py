@@ -68,7 +68,7 @@ class Distillation:
             ValueError: Says why.
         """
         if self.compat == "reference":
-            reference.check(subject.schedule, self.explore.steps)
+            reference.check(subject.schedule, self.explore)
 
     def groups(self) -> dict[str, dict[str, Any]]:
         """Options of the optimiser for what the method trains beside the scene."""
@@ -176,7 +176,7 @@ class Distillation:
 def chosen(reward: Float[Tensor, "N B"], c: Float[Tensor, "N B"]) -> dict[str, Tensor]:
     """What to log of the candidates: their mean reward, its spread, and that of those that count for the scene."""
     gain = c.clamp_min(0)
-    weighed = (gain * reward).sum(0) / gain.sum(0)
+    weighed = (gain * reward).sum(0) / gain.sum(0).clamp_min(1e-12)  # with lambda_max 0, none counts for it
     return {
         "reward": reward.mean(),
         "reward_std": reward.std(0, correction=0).mean(),

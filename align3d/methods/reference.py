@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LEVELS = 1000  # in the published priors' tables
 
 
-def check(schedule: Any, steps: int) -> None:
+def check(schedule: Any, explore: Explore) -> None:
     """Refuse what the published code has no numbers for.
 
     Raises:
@@ -36,8 +36,10 @@ def check(schedule: Any, steps: int) -> None:
     """
     if getattr(schedule, "num_steps", None) != LEVELS:
         raise ValueError(f"compat reference needs a prior with a table of {LEVELS} noise levels; use compat none")
-    if not 2 <= steps <= LEVELS:
-        raise ValueError(f"compat reference takes 2 to {LEVELS} for explore.steps, 15 as published; got {steps}")
+    if explore.candidates > 1 and not 2 <= explore.steps <= LEVELS // 2:
+        raise ValueError(
+            f"compat reference takes 2 to {LEVELS // 2} for explore.steps, 15 as published; got {explore.steps}"
+        )
 
 
 def level(low: float, high: float, num: int, rng: Streams, purpose: str) -> Float[Tensor, ""]:

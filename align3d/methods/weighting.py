@@ -38,6 +38,8 @@ class Weighting:
             raise ValueError(f"weighting: num_best and num_max must be 1 or more and num_min 0 or more, got {got}")
         if not (0 <= self.lambda_max <= 1 and 0 <= self.lambda_min <= 1):
             raise ValueError(f"weighting: lambdas must be 0 to 1, got {self.lambda_max} and {self.lambda_min}")
+        if self.kind == "min-max" and not self.lambda_max and not (self.lambda_min and self.num_min):
+            raise ValueError("weighting: with both lambdas 0 no candidate counts")
         if not 1e-6 <= self.temperature <= 1e6:
             raise ValueError(f"weighting: temperature must be 1e-6 to 1e6, got {self.temperature}")
 
