@@ -9,6 +9,7 @@ from closed_prior import SOLID, EllipsoidPrior
 from align3d.loop import Loop, fit
 from align3d.methods.sds import SDS
 from align3d.rng import Streams
+from align3d.scenes.lens_rings import LensRing
 from align3d.scenes.nerf.options import Backdrop, HashGrid, March, Penalties, Shading, TriPlane
 from align3d.scenes.rings import Ring
 from align3d.starts import NerfStart
@@ -163,3 +164,15 @@ def test_penalties_pull():
         with torch.no_grad():
             seen.append(float(one.scene().render(RING(streams(3, 1)), ("alpha",)).alpha.mean()))
     assert seen[1] < 0.9 * seen[0]
+
+
+def test_pictures_may_grow_along_a_run(tmp_path):
+    ring, loop = LensRing(views=2, size=(6, 10), grow=(2,)), replace(LOOP, updates=4, checkpoint_every=1)
+    ends = []
+    for name, updates in (("whole", 4), ("parts", 1), ("parts", 4)):
+        one = SMALL.subject(EllipsoidPrior(size=10, views=2), ring, WHITE, 0, "cpu")
+        assert [one.look(streams(update)).latents.shape[-1] for update in (1, 2)] == [6, 10]
+        one.trained.load_state_dict(SMALL.subject(one.prior, ring, WHITE, 0, "cpu").trained.state_dict())
+        trained(one, replace(loop, updates=updates), out=tmp_path / name, resume=(tmp_path / name).exists())
+        ends.append(values(one))
+    assert all(map(torch.equal, ends[0], ends[2]))
