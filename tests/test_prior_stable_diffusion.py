@@ -335,5 +335,7 @@ def test_a_tiny_decoder_of_other_latents_is_refused(folders, tmp_path):
     )
     network.save_config(tmp_path)
     save_file(network.state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ValueError, match="decodes 3 channels, latents have 4"):
+    with pytest.raises(ValueError, match=r"decodes 3 channels, latents have 4.*madebyollin/taesd"):
         prior_of(folders["base"], tiny=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none/config\.json is missing.*madebyollin/taesd"):
+        prior_of(folders["base"], tiny=tmp_path / "none")

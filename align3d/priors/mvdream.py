@@ -123,13 +123,12 @@ class MVDream(Published):
         from align3d.priors.stable_diffusion import require_width
 
         unet_type, vae_type = self.types(device)
+        text = None if self.text is None else load_clip(self.text, str(device), "float32", self.offload)
         with self.files() as folder, opened(folder, self.file) as (parts, weights):
-            if self.text is not None:
-                text = load_clip(self.text, str(device), "float32", self.offload)
-            else:
-                text = read_text(folder, self.file, parts["text"], weights, str(device), self.offload)
-            require_width(text, LAYOUTS[self.file].unet["cross_attention_dim"])
-            unet, codec = parts["unet"].fill(weights, unet_type), self.codec(parts["vae"].fill(weights, vae_type))
+            text = text or read_text(folder, self.file, parts["text"], weights, str(device), self.offload)
+            unet, vae = parts["unet"].fill(weights, unet_type), parts["vae"].fill(weights, vae_type)
+        require_width(text, unet.config.cross_attention_dim)
+        codec = self.codec(vae)
         painter = Painter(unet, together=True, softmax="float32")
         more = {"size": self.size, "schedule": noise_levels(), "views": VIEWS, "poses": self.poses}
         return self.assemble(painter, codec, text, device, **more)

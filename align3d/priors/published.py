@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from align3d.types import Cameras
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0")  # of all attention; what is adapted
+TINY = "https://huggingface.co/madebyollin/taesd"
 TEXTS = 256  # encoded texts that are kept, 0.3 MB each
 
 
@@ -86,14 +87,18 @@ class Published:
         from align3d.priors.nets.pictures import Codec
         from align3d.weights import load_part
 
-        tiny = None
-        if self.tiny is not None:
+        if self.tiny is None:
+            return Codec(vae, None, self.rows, self.recompute)
+        try:
             tiny = load_part(AutoencoderTiny, self.tiny, vae.dtype).requires_grad_(False).eval()
-            if tiny.config.latent_channels != vae.config.latent_channels:
-                raise ValueError(
-                    f"{self.tiny} decodes {tiny.config.latent_channels} channels, latents have "
-                    f"{vae.config.latent_channels}; use the TAESD of this prior, madebyollin/taesd for Stable Diffusion"
-                )
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{error}; --prior.tiny takes the files of {TINY}") from None
+        if tiny.config.latent_channels != vae.config.latent_channels:
+            raise ValueError(
+                f"{self.tiny} decodes {tiny.config.latent_channels} channels, latents have "
+                f"{vae.config.latent_channels}; --prior.tiny takes the files of {TINY}"
+            )
         return Codec(vae, tiny, self.rows, self.recompute)
 
     def assemble(

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from align3d.models.text import TextSource
     from align3d.priors.published import LatentPrior
 
+ENDS = (".safetensors", ".fp16.safetensors")  # the latter, where it is published, is fetched alone
 FILES = (
     *("model_index.json", "scheduler/scheduler_config.json"),
     *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder")),
-    *("unet/diffusion_pytorch_model*.safetensors", "vae/diffusion_pytorch_model*.safetensors"),
-    *("text_encoder/model*.safetensors", "tokenizer/*"),
+    *(f"{part}/diffusion_pytorch_model{end}" for part in ("unet", "vae") for end in ENDS),
+    *(f"text_encoder/model{end}" for end in ENDS),
+    "tokenizer/*",
 )
 PREDICTIONS = ("epsilon", "v_prediction")
 OTHERS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type")  # of a UNet that asks for more than text
@@ -63,8 +65,8 @@ class StableDiffusion(Published):
             schedule, prediction = read_schedule(folder / "scheduler" / "scheduler_config.json")
             unet, vae = load_unet(folder / "unet", unet_type), load_vae(folder / "vae", vae_type)
             text = load_clip(folder, str(device), "float32", self.offload)
-            require_width(text, unet.config.cross_attention_dim)
-            codec = self.codec(vae)
+        require_width(text, unet.config.cross_attention_dim)
+        codec = self.codec(vae)
         painter = Painter(unet, softmax="float32" if unet.config.upcast_attention else "network")
         size = self.size or unet.config.sample_size * codec.factor
         more = {"size": size, "schedule": schedule, "prediction": prediction}
