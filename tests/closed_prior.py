@@ -72,18 +72,21 @@ class ClosedPrior:
         self.rows += len(x)
         if self.adapter is not None and self.adapted:
             return self.learnt(x, t)
-        return torch.cat([self.row(x[i : i + 1], t[i : i + 1], mu) for i, mu in enumerate(cond)])
+        return self.denoised(x, t, cond)
 
     def learnt(self, x: Tensor, t: Tensor) -> Tensor:
         a, b = (bcast(f(t.double()), x) for f in (self.schedule.alpha, self.schedule.sigma))
         return b * (x - a * self.adapter.mean) / (a**2 * self.adapter.std**2 + b**2)
 
-    def row(self, x: Tensor, t: Tensor, mu: Tensor) -> Tensor:
+    def denoised(self, x: Tensor, t: Tensor, known: list[Tensor]) -> Tensor:
+        """The exact noise in each row, whose data are near one of the templates known for it."""
+        mu = nn.utils.rnn.pad_sequence(known, batch_first=True)  # (R, K, V, 3, H, W)
+        absent = torch.arange(mu.shape[1]) >= torch.tensor([len(each) for each in known])[:, None]
         a, b = self.schedule.alpha(t.double()).to(x), self.schedule.sigma(t.double()).to(x)
         variance = a**2 * self.std**2 + b**2
-        far = (x - bcast(a, x) * mu).flatten(1).square().sum(1)
-        weight = torch.softmax(-far / (2 * variance), 0)
-        mean = (weight.view(-1, 1, 1, 1, 1) * mu).sum(0, keepdim=True)
+        far = (x[:, None] - bcast(a, mu) * mu).flatten(2).square().sum(2)
+        weight = torch.softmax((-far / (2 * variance[:, None])).masked_fill(absent, -torch.inf), 1)
+        mean = (bcast(weight, mu) * mu).sum(1)
         x0 = mean + bcast(a * self.std**2 / variance, x) * (x - bcast(a, x) * mean)
         return (x - bcast(a, x) * x0) / bcast(b, x)
 
@@ -183,8 +186,8 @@ class EllipsoidPrior(ClosedPrior):
             masks = self.masks(cameras, i)  # (shapes, V, 1, H, W)
             colours = torch.tensor([SOLID[name] for name in names])[:, None, None, :, None, None]
             mu = (masks * colours + 1 - masks).flatten(0, 1) * 2 - 1
-            found.append(self.row(x[i : i + 1], t[i : i + 1], mu.to(x)))
-        return torch.cat(found)
+            found.append(mu.to(x))
+        return self.denoised(x, t, found)
 
     def masks(self, cameras: Cameras, row: int) -> Tensor:
         """Where each shape is seen, (shapes, V, 1, H, W)."""
