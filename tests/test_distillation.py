@@ -186,6 +186,16 @@ def test_batched_is_serial(name):
         torch.testing.assert_close(grad[i], alone[0] / B)
 
 
+@pytest.mark.parametrize("options", [{"halving": True}, {"views": 2}, {"antithetic": True}, {"steps": 1}])
+def test_batched_is_serial_with_every_way_to_explore(options):
+    explore = Explore(**{"candidates": 6, "steps": 3} | options)
+    for kind in ("best", "min-max", "weighted"):
+        method = make("sds", weighting=Weighting(kind), explore=explore)
+        grad, _ = step(method)
+        for i in range(B):
+            torch.testing.assert_close(grad[i], step(method, rows=1, first=i)[0][0] / B)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_chunks_change_nothing(name, chunk):
