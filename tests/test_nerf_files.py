@@ -192,3 +192,16 @@ def test_without_the_packages_there_is_no_mesh_and_a_line_says_so(here, capsys, 
     assert main(OPTIMIZE) == 0
     assert "no mesh is written: skimage" in capsys.readouterr().err
     assert Path("run/scene.safetensors").exists() and not Path("run/mesh.glb").exists()
+
+
+def test_cameras_are_chosen_by_name(here, capsys):
+    lenses = ["--cameras", "lenses", "--cameras.size", "8", "12", "--cameras.grow", "1", "--scene.mesh", "0"]
+    args = [arg for i, arg in enumerate(OPTIMIZE) if "--cameras.size" not in OPTIMIZE[max(0, i - 1) : i + 1]]
+    assert main([*args, *lenses]) == 0, capsys.readouterr().err
+    config = json.loads(Path("run/config.json").read_text())["config"]
+    assert config["cameras"]["name"] == "lenses" and config["cameras"]["size"] == [8, 12]
+    assert main([*args, *lenses, "--updates", "3", "--resume"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert "run has another configuration: cameras.name" in refused(capsys, [*OPTIMIZE, "--resume"])
+    assert "unknown cameras 'x'" in refused(capsys, [*OPTIMIZE, "--cameras", "x"])
+    assert main(["list", "cameras"]) == 0 and "lenses" in capsys.readouterr().out

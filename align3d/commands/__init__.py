@@ -37,5 +37,6 @@ TABLES = {  # kind -> where its table is
     "reward": "align3d.rewards:REWARDS",
     "prior": "align3d.priors:PRIORS",
     "scene": "align3d.starts:STARTS",
+    "cameras": "align3d.scenes.rings:RINGS",
     "features": "align3d.features:FEATURES",
 }

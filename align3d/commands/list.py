@@ -11,12 +11,12 @@ from align3d import recipes
 from align3d.commands import TABLES
 from align3d.commands.parts import load_part, table
 
-Kind = Literal["all", "models", "methods", "rewards", "priors", "scenes", "features", "recipes"]
+Kind = Literal["all", "models", "methods", "rewards", "priors", "scenes", "cameras", "features", "recipes"]
 
 
 @dataclass(frozen=True)
 class List:
-    """Print the known models, methods, rewards, priors, scenes, networks and recipes, with a line about each."""
+    """Print the known models, methods, rewards, priors, scenes, cameras, networks and recipes, with a line on each."""
 
     kind: Annotated[Kind, tyro.conf.Positional] = "all"  # which table
 

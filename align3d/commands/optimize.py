@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from align3d.loop import Loop
-    from align3d.scenes.rings import Ring
     from align3d.types import Prior
 
 LOOP = {  # as the published runs have it, but for their length
@@ -47,9 +46,9 @@ class Optimize:
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # red, green, blue behind the object, 0 to 1
 
     parts: ClassVar[dict[str, str | None]] = {
-        **{"prior": "embedded", "method": "sds", "scene": "gaussians", "reward": "clip-tiny"}
+        **{"prior": "embedded", "method": "sds", "scene": "gaussians", "reward": "clip-tiny", "cameras": "ring"}
     }
-    groups: ClassVar[dict[str, str]] = {"loop": "align3d.loop:Loop", "cameras": "align3d.scenes.rings:Ring"}
+    groups: ClassVar[dict[str, str]] = {"loop": "align3d.loop:Loop"}
     defaults: ClassVar[Any] = staticmethod(told)
     shorthands: ClassVar[dict[str, str]] = {
         "--seed": "--loop.seed",
@@ -68,7 +67,7 @@ def run(
     scene: Any,
     reward: Any,
     loop: Loop,
-    cameras: Ring,
+    cameras: Any,
 ) -> None:
     """Optimise, or go on."""
     from align3d.rewards.score import Scorer, as_reward
@@ -80,9 +79,9 @@ def run(
     check(names, method, score.reward)
     jobs = planned(options)
     score.check(list(jobs), method.explore.candidates)
-    parts = {"prior": prior, "method": method, "scene": scene}
+    parts = {"prior": prior, "method": method, "scene": scene, "cameras": cameras}
     config = {kind: described(part, names[kind]) for kind, part in parts.items()}
-    config |= {"reward": of_reward(score.reward, names["reward"]), "loop": asdict(loop), "cameras": asdict(cameras)}
+    config |= {"reward": of_reward(score.reward, names["reward"]), "loop": asdict(loop)}
     work = Work(names, prior, method, scene, score, loop, options.device, config | {"background": options.background})
     if options.prompts is None:
         ((prompt, out),) = jobs.items()
@@ -194,7 +193,7 @@ def check(names: dict[str, str], method: Any, reward: Any) -> None:
         )
 
 
-def fits(name: str, prior: Prior, cameras: Ring) -> None:
+def fits(name: str, prior: Prior, cameras: Any) -> None:
     """Refuse cameras that the prior does not take.
 
     Raises:

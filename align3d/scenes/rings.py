@@ -12,6 +12,11 @@ from align3d.types import Cameras
 if TYPE_CHECKING:
     from align3d.rng import Streams
 
+RINGS = {
+    "ring": "align3d.scenes.rings:Ring",
+    "lenses": "align3d.scenes.lens_rings:LensRing",
+}
+
 
 @dataclass(frozen=True)
 class Ring:
