@@ -221,7 +221,7 @@ class Subject(Protocol):
       Methods may have it too.
     - phi(x, t, cond, cameras): a second `predict`, with an adapter of its own that variational distillation trains on
       what the scene shows. None or missing: it cannot be had. Gradient: to its parameters, which `adapter` has too.
-    - source(rng, look): latents of what is edited, as it was, seen as in a look; constants. None or missing: nothing is.
+    - source(rng, look): constant latents of what is edited, as it was, seen as in a look. None or missing: nothing is.
     """
 
     schedule: Any  # of the prior, as of BaseModel
