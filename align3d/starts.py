@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,8 @@ class GaussianStart:
             raise FileNotFoundError(f"no scene file {self.start}; give a .ply file, such as `align3d sample` writes")
         else:
             begin = read_ply(self.start)
-        return Distilled(Splats(begin).to(device), prior, cameras, background)
+        original = None if self.start is None else Splats(begin).to(device).requires_grad_(False)  # to be edited
+        return Distilled(Splats(begin).to(device), prior, cameras, background, original)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ class NerfStart(NerfOptions):
             except NotItsWeights as error:
                 raise ValueError(f"{self.start} is not of the kind and size that --scene says: {error}") from None
             nerf.load_state_dict(state)
-        return Distilled(nerf.to(device), prior, cameras, background)
+        nerf = nerf.to(device)
+        original = None if self.start is None else deepcopy(nerf).eval().requires_grad_(False)
+        return Distilled(nerf, prior, cameras, background, original)
 
 
 @dataclass(frozen=True)

@@ -205,3 +205,22 @@ def test_cameras_are_chosen_by_name(here, capsys):
     assert "run has another configuration: cameras.name" in refused(capsys, [*OPTIMIZE, "--resume"])
     assert "unknown cameras 'x'" in refused(capsys, [*OPTIMIZE, "--cameras", "x"])
     assert main(["list", "cameras"]) == 0 and "lenses" in capsys.readouterr().out
+
+
+def test_a_field_that_is_there_can_be_edited(here, capsys):
+    first = [*OPTIMIZE, "--scene.mesh", "0"]
+    assert main(first) == 0, capsys.readouterr().err
+    edit = [arg if arg != "run" else "second" for arg in first] + [
+        "--method",
+        "dds",
+        "--method.source",
+        "a green thing",
+    ]
+    capsys.readouterr()
+    assert "dds edits a scene that there is already" in refused(capsys, edit)
+    edit += ["--scene.start", "run/scene.safetensors", "--loop.checkpoint-every", "1"]
+    assert main([*edit, "--updates", "3"]) == 0, capsys.readouterr().err
+    assert all(json.loads(row)["pull"] > 0 for row in Path("second/metrics.jsonl").read_text().splitlines())
+    again = [arg if arg != "second" else "third" for arg in edit]
+    assert main(again) == 0 and main([*again, "--updates", "3", "--resume"]) == 0, capsys.readouterr().err
+    assert Path("second/scene.safetensors").read_bytes() == Path("third/scene.safetensors").read_bytes()

@@ -32,7 +32,7 @@ CELLS = 1 << 17  # points of cells that are looked at at once
 
 
 class Nerf(nn.Module):
-    """A field, what is behind it, and which of its cells are empty.
+    """A field, what is behind it, and which of its cells are empty; in `eval` mode, those stay as they are.
 
     `taken` holds the share of light that each cell takes in one step. It is a parameter so that checkpoints and files
     keep it with the rest; it never gets a gradient, and an optimiser leaves alone what has none.
@@ -113,7 +113,8 @@ class Nerf(nn.Module):
         self, cameras: Cameras, rng: Streams, background: tuple[float, float, float]
     ) -> tuple[Float[Tensor, "B V 3 H W"], dict[str, Tensor]]:
         """What an update sees: with jitter, light and what is behind as the options say, and the field's penalties."""
-        self.look(rng)
+        if self.training:
+            self.look(rng)
         B, V, H, W = *cameras.c2w.shape[:2], cameras.height, cameras.width
         rays, light = Rays.of(cameras), lit(self.options.shading, cameras, rng)
         weights = self.options.penalties.weights(rng.step)
