@@ -73,6 +73,19 @@ def test_it_begins_with_a_file(here, capsys):
     assert 0 < float((first.means - second.means).abs().max()) < 0.01
 
 
+def test_a_scene_is_edited(here, capsys):
+    """DDS compares with the scene as it was: what the texts share stays."""
+    assert main([*OPTIMIZE, "--updates", "30"]) == 0, capsys.readouterr().err
+    edit = [arg if arg != "run" else "edited" for arg in OPTIMIZE]
+    edit += ["--method", "dds", "--method.source", "a red thing", "--prompt", "a blue thing", "--updates", "30"]
+    assert main([*edit, "--scene.start", "run/scene.ply"]) == 0, capsys.readouterr().err
+    before, after = (read_ply(Path(out, "scene.ply")).colors.mean((0, 1)) for out in ("run", "edited"))
+    assert after[2] - before[2] > 0.02 and after[0] - before[0] < -0.02
+    new = [arg if arg != "edited" else "new" for arg in edit]
+    capsys.readouterr()
+    assert "dds" in refused(capsys, new)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
