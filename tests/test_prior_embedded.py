@@ -6,10 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
+from align3d.diffusion.guidance import guide
 from align3d.diffusion.schedule import add_noise, eps_from_v, x0_from_eps
+from align3d.diffusion.transition import ddim
 from align3d.priors import embedded
 from align3d.priors.embedded import Embedded
 from align3d.priors.nets.views_unet import ViewsUNet, double, halve, rays_and_poses
+from align3d.rewards.clip_tiny import image_features, text_features
+from align3d.rng import Streams
 from align3d.scenes.cameras import orbit
 from align3d.types import Cameras, Prior
 
@@ -298,3 +302,41 @@ def test_missing_truncated_foreign_and_broken_weights_are_refused(tmp_path):
 def test_a_negative_rank_is_refused():
     with pytest.raises(ValueError, match="rank must be 0 or more, got -1"):
         Embedded(rank=-1)
+
+
+# What is shipped
+
+SHIPPED = ["a red apple", "a blue chair", "a green bottle"]
+
+
+def test_the_shipped_weights_are_small_and_finite():
+    files = [path for path in embedded.ASSETS.iterdir() if path.is_file()]
+    assert sorted(path.name for path in files) == ["config.json", WEIGHTS]
+    assert sum(path.stat().st_size for path in files) < 2.4e6
+    prior = Embedded().load()
+    assert prior.latent_shape == (3, 32, 32) and prior.views == 4
+
+
+def test_the_shipped_prior_paints_what_it_is_told():
+    prior, n = Embedded().load(), len(SHIPPED)
+    x = Streams.batch(0, 0, 0, n).normal("noise", (4, *prior.latent_shape))
+    cond, times = prior.encode(SHIPPED + [""] * n), prior.schedule.times(15)
+    with prior.reference():
+        for t, s in zip(times[:-1].expand(n, -1).T, times[1:].expand(n, -1).T, strict=True):
+            eps = prior.predict(torch.cat([x, x]), torch.cat([t, t]), cond)
+            x = ddim(prior.schedule, x, guide(eps[:n], eps[n:], 3.0), t, s, eta=0.0).mean
+    seen = image_features(prior.images(x).flatten(0, 1)).unflatten(0, (n, 4)).mean(1)
+    cosine = seen @ text_features(SHIPPED).T
+    assert (cosine.argmax(1) == torch.arange(n)).all() and (cosine.diagonal() > 0.4).all()
+
+
+def test_the_shipped_prior_pulls_a_noisy_picture_to_its_white_ground():
+    prior = Embedded().load()
+    clean = torch.ones(2, 4, *prior.latent_shape)
+    noise = Streams.batch(0, 0, 0, 2).normal("noise", clean.shape[1:])
+    t = torch.tensor([0.2, 0.6])
+    x = add_noise(prior.schedule, clean, noise, t)
+    with prior.reference():
+        eps = prior.predict(x, t, prior.encode(SHIPPED[:2]))
+    edge = (x0_from_eps(prior.schedule, x, eps, t) - clean)[..., 0, :].flatten(1).square().mean(1)
+    assert (edge < 0.05).all()
