@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -186,11 +187,13 @@ def test_a_prompt_becomes_a_field_and_another_goes_on_from_it(here, capsys):
     assert "scene.mesh must be 0 to 512" in refused(capsys, [*other, "--scene.mesh", "-1"])
 
 
-def test_without_the_packages_there_is_no_mesh_and_a_line_says_so(here, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    monkeypatch.setitem(sys.modules, "skimage.measure", None)
+@pytest.mark.parametrize("name", ["trimesh", "skimage"])
+def test_without_the_packages_there_is_no_mesh_and_a_line_says_so(here, capsys, monkeypatch, name):
+    for package, module in (("trimesh", "trimesh"), ("skimage", "skimage.measure")):
+        monkeypatch.setitem(sys.modules, package, None if package == name else ModuleType(package))
+        monkeypatch.setitem(sys.modules, module, None if package == name else ModuleType(module))
     assert main(OPTIMIZE) == 0
-    assert "no mesh is written: skimage" in capsys.readouterr().err
+    assert f"no mesh is written: {name}" in capsys.readouterr().err
     assert Path("run/scene.safetensors").exists() and not Path("run/mesh.glb").exists()
 
 

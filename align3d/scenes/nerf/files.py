@@ -6,6 +6,7 @@ for.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import typing
@@ -125,6 +126,7 @@ def meshes(nerf: Nerf) -> dict[str, Callable[[Path], None]]:
     from align3d.scenes.mesh import write_mesh
 
     try:
+        importlib.import_module("trimesh")  # before the work; it writes
         mesh = surface(nerf, nerf.mesh)
     except ModuleNotFoundError as error:
         lacking = f"{error.name} is not installed; pip install 'align3d[mesh]', or give --scene.mesh 0"
