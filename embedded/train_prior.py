@@ -1,4 +1,4 @@
-"""Train the embedded prior on pictures and captions: python embedded/train_prior.py OUT --minutes 80.
+"""Train the embedded prior on pictures and captions: python embedded/train_prior.py OUT --minutes 75.
 
 Pictures of the embedded generator's objects, from random azimuths, are traced first and kept (OUT/views, or --views).
 """
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--views", type=Path, help="folder of the traced pictures; OUT/views if not given")
     parser.add_argument("--count", type=int, default=40000, help="objects to trace")
-    parser.add_argument("--minutes", type=float, default=80)
+    parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--batch", type=int, default=16, help="objects of four views")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
