@@ -179,3 +179,11 @@ def test_one_failure_does_not_stop_the_others(here, capsys):
 def test_there_is_one_prompt_or_a_file_of_them(here, capsys, more):
     plain = [arg for arg in OPTIMIZE if arg not in ("--prompt", "a red thing")]
     assert "give --prompt TEXT or --prompts FILE, and not both" in refused(capsys, [*plain, *more])
+
+
+def test_the_shipped_prior_needs_nothing(here, capsys):
+    args = ["optimize", "--prompt", "a red chair", "--out", "run", "--updates", "2", "--scene.num", "64"]
+    assert main([*args, "--candidates", "2", "--weighting", "best"]) == 0, capsys.readouterr().err
+    config = json.loads(Path("run/config.json").read_text())["config"]
+    assert config["prior"]["name"] == "embedded" and config["method"]["guidance"] == 5.0
+    assert rows()[-1]["reward_best"] >= rows()[-1]["reward"]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from align3d.commands.flags import value_of
 from align3d.commands.inputs import MAX_SEED, check_range, choose_device, load_prior, read_prompts, slug
 from align3d.commands.train import report
 from align3d.config import described, of_reward
@@ -23,9 +24,14 @@ LOOP = {  # as the published runs have it, but for their length
 }
 
 
+GUIDANCE = {"embedded": 5.0}  # of SDS with a prior that has been tried with less than the published 100
+
+
 def told(args: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Defaults that differ from those of training."""
-    return {"loop": LOOP}
+    """Defaults that differ from those of training, and from the published ones where the prior wants others."""
+    prior = value_of("--prior", args, "embedded")
+    own = {"method": {"name": "sds", "guidance": GUIDANCE[prior]}} if prior in GUIDANCE else {}
+    return {"loop": LOOP, **own}
 
 
 @dataclass(frozen=True, kw_only=True)
