@@ -27,6 +27,7 @@ UPDATES, GUIDANCE = 150, 5.0
 SETTINGS = {  # name -> weighting, candidates, steps of exploration, updates
     "sds": ("none", 1, 1, UPDATES),
     "sds, 4 times as long": ("none", 1, 1, 4 * UPDATES),
+    "mean of 4": ("mean", 4, 1, UPDATES),  # less noise in the gradient, and no choice
     "best of 4": ("best", 4, 1, UPDATES),
     "weighted 4": ("weighted", 4, 1, UPDATES),
     "min-max 4": ("min-max", 4, 1, UPDATES),
@@ -75,7 +76,9 @@ def optimise(job: Job) -> dict[str, Any]:
     prior = Embedded(None if job.weights is None else Path(job.weights)).load()
     ring = Ring()
     subject = GaussianStart().subject(prior, ring, (1.0, 1.0, 1.0), job.seed, "cpu")
-    method = SDS(guidance=GUIDANCE, weighting=Weighting(kind), explore=Explore(candidates, steps=steps))
+    even = Weighting("weighted", temperature=1e6)
+    weighting = even if kind == "mean" else Weighting(kind)
+    method = SDS(guidance=GUIDANCE, weighting=weighting, explore=Explore(candidates, steps=steps))
     loop = Loop(
         updates=updates, batch_size=1, learning_rate=1e-2, betas=(0.9, 0.99), eps=1e-15, warmup=0, weight_decay=0.0,
         max_grad_norm=0.0, seed=job.seed,
