@@ -71,8 +71,8 @@ def seen(
     return views.rgb[0].cpu(), scores
 
 
-def finish(out: Path, subject: Any, background: tuple[float, float, float]) -> None:
-    """Write the scene's own files, views.png and turntable.webp, each whole or not at all."""
+def finish(out: Path, subject: Any) -> Path:
+    """Write the scene's own files, views.png and turntable.webp, each whole or not at all; the first of them."""
     import torch
 
     from align3d.scenes.pictures import save_turntable, save_views, turntable
@@ -85,6 +85,8 @@ def finish(out: Path, subject: Any, background: tuple[float, float, float]) -> N
         }
         if getattr(scene, "flat", False):
             pictures = {}
-        for name, write in (subject.files() | pictures).items():
+        files = subject.files() | pictures
+        for name, write in files.items():
             with replacing(out / name) as path:
                 write(path)
+    return out / next(iter(files))

@@ -145,12 +145,12 @@ class Work:
             rows = fit(*arguments, out=out, config={"prompt": prompt, **self.config}, resume=resume, hooks=hooks)
         except (KeyboardInterrupt, Terminated, FloatingPointError):  # the scene is as the last good update left it
             if (out / "metrics.jsonl").exists():  # else there is no run yet
-                finish(out, subject, background)
+                finish(out, subject)
                 report(out)
             raise
-        finish(out, subject, background)
+        file = finish(out, subject)
         report(out)
-        return f"{rows[-1]['step']} updates done: {out / next(iter(subject.files()))}, open {out / 'report.html'}"
+        return f"{rows[-1]['step']} updates done: {file}, open {out / 'report.html'}"
 
     def finished(self, out: Path) -> bool:
         """Whether a folder holds all updates and the files that a run ends in."""
