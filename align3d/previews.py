@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from align3d.files import replacing, temporary, writing
+from align3d.files import replacing
+from align3d.samples import drawing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,25 +35,15 @@ class Previews:
 
         from align3d.scenes.pictures import save_sheet, save_turntable, to_uint8, turntable
 
-        final = self.out / "samples" / f"step-{done:06}"
-        folder = temporary(final)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            with writing(final), torch.no_grad():
-                folder.mkdir(parents=True)
-                scene = subject.scene()
-                pictures, scores = seen(scene, self.prompt, self.rewards, self.background)
-                Image.fromarray(to_uint8(pictures[0])).save(folder / "00.png")
-                save_sheet(folder / "sheet.png", pictures, len(pictures), [self.prompt, *[""] * (len(pictures) - 1)])
-                if not getattr(scene, "flat", False):
-                    save_turntable(folder / "00.webp", turntable(scene, FRAMES, SIDE))
-                about = {"prompts": [self.prompt], "seeds": [self.seed], "mean": scores}
-                (folder / "samples.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-                shutil.rmtree(final, ignore_errors=True)  # left by a start that was killed before its next checkpoint
-                folder.rename(final)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room
-            raise
+        with drawing(self.out, done) as folder, torch.no_grad():
+            scene = subject.scene()
+            pictures, scores = seen(scene, self.prompt, self.rewards, self.background)
+            Image.fromarray(to_uint8(pictures[0])).save(folder / "00.png")
+            save_sheet(folder / "sheet.png", pictures, len(pictures), [self.prompt, *[""] * (len(pictures) - 1)])
+            if not getattr(scene, "flat", False):
+                save_turntable(folder / "00.webp", turntable(scene, FRAMES, SIDE))
+            about = {"prompts": [self.prompt], "seeds": [self.seed], "mean": scores}
+            (folder / "samples.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def seen(

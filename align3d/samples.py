@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align3d.files import temporary, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from align3d.evaluate import Evaluation
@@ -48,21 +49,32 @@ class Sampling:
         from align3d.generate import generate
         from align3d.scenes.pictures import save_turntable, turntable
 
-        final = self.out / "samples" / f"step-{done:06}"
-        folder = temporary(final)
-        shutil.rmtree(folder, ignore_errors=True)
         seeds = range(self.seed, self.seed + SEEDS)
-        try:
-            with writing(final):
-                folder.mkdir(parents=True)
-                save(folder, evaluate(model, self.prompts, seeds, self.rewards, batch_size=self.batch_size))
-                for i, batch in enumerate(generate(model, self.prompts[:TURNED], seeds[:1], batch_size=1)):
-                    save_turntable(folder / f"{i:02}.webp", turntable(batch.scene, FRAMES, SIDE))
-                shutil.rmtree(final, ignore_errors=True)  # left by a start that was killed before its next checkpoint
-                folder.rename(final)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room
-            raise
+        with drawing(self.out, done) as folder:
+            save(folder, evaluate(model, self.prompts, seeds, self.rewards, batch_size=self.batch_size))
+            for i, batch in enumerate(generate(model, self.prompts[:TURNED], seeds[:1], batch_size=1)):
+                save_turntable(folder / f"{i:02}.webp", turntable(batch.scene, FRAMES, SIDE))
+
+
+@contextmanager
+def drawing(out: Path, done: int) -> Iterator[Path]:
+    """A folder to draw into what is seen after `done` updates; it appears in a run's samples/ whole or not at all.
+
+    Raises:
+        WriteError: If the disk is full; nothing is left then.
+    """
+    final = out / "samples" / f"step-{done:06}"
+    folder = temporary(final)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with writing(final):
+            folder.mkdir(parents=True)
+            yield folder
+            shutil.rmtree(final, ignore_errors=True)  # left by a start that was killed before its next checkpoint
+            folder.rename(final)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room
+        raise
 
 
 def shown(prompts: Sequence[str]) -> list[str]:
