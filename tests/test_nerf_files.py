@@ -49,6 +49,13 @@ def test_a_file_gives_back_the_field(tmp_path, kind):
     assert torch.equal(first, second)
 
 
+def test_the_same_field_is_the_same_file(tmp_path):
+    files = [tmp_path / f"{i}.safetensors" for i in range(12)]
+    for path in files:
+        write_nerf(path, nerf())
+    assert len({path.read_bytes() for path in files}) == 1
+
+
 def test_broken_fields_are_not_written(tmp_path):
     made = nerf()
     with torch.no_grad():

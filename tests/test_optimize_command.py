@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closed_prior import Ellipsoids
 from command_checks import enter, refused
 from PIL import Image
 
@@ -152,6 +153,21 @@ def test_many_prompts_are_made_and_finished_ones_left_out(here, capsys):
     alone = [*OPTIMIZE, *FEW, "--prompt", "a red cube", "--out", "alone"]
     assert main(alone) == 0
     assert Path("alone/scene.ply").read_bytes() == Path("run", folders[0], "scene.ply").read_bytes()
+
+
+@pytest.mark.parametrize(("adapter", "loads"), [(None, 1), (torch.nn.Linear(1, 1), 2)])
+def test_a_prior_is_loaded_again_only_if_a_scene_has_trained_it(here, capsys, monkeypatch, adapter, loads):
+    found = []
+    load = Ellipsoids.load
+
+    def counted(self, device="cpu"):
+        found.append(load(self, device))
+        found[-1].adapter = adapter
+        return found[-1]
+
+    monkeypatch.setattr(Ellipsoids, "load", counted)
+    assert main([*MANY, "--updates", "1"]) == 0, capsys.readouterr().err
+    assert len(found) == loads
 
 
 def test_what_another_process_is_at_is_left_to_it(here, capsys):

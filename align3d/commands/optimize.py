@@ -91,7 +91,7 @@ def run(
     work = Work(names, prior, method, scene, score, loop, options.device, config | {"background": options.background})
     if options.prompts is None:
         ((prompt, out),) = jobs.items()
-        print(work.make(prompt, out, options.resume), flush=True)
+        print(work.make(prompt, out, options.resume, work.teacher()), flush=True)
     else:
         make_all(work, jobs)
 
@@ -126,15 +126,23 @@ class Work:
     device: str
     config: dict[str, Any]
 
-    def make(self, prompt: str, out: Path, resume: bool) -> str:
+    def teacher(self) -> Prior:
+        """The prior, loaded.
+
+        Raises:
+            ValueError: If it cannot be, or does not take the cameras.
+        """
+        found = load_prior(self.prior, self.names["prior"], self.device)
+        fits(self.names["prior"], found, self.score.cameras)
+        return found
+
+    def make(self, prompt: str, out: Path, resume: bool, teacher: Prior) -> str:
         """Optimise one scene, or go on; says how it went."""
         from align3d.interrupts import Terminated
         from align3d.loop import fit
         from align3d.previews import Previews, finish
 
         cameras, background = self.score.cameras, self.score.background
-        teacher = load_prior(self.prior, self.names["prior"], self.device)
-        fits(self.names["prior"], teacher, cameras)
         subject = self.scene.subject(teacher, cameras, background, self.loop.seed, choose_device(self.device))
         reward = self.score.reward
         terms = getattr(reward, "terms", {})  # of a sum, each by itself: outside of an update there are no candidates
@@ -168,14 +176,16 @@ def make_all(work: Work, jobs: dict[str, Path]) -> None:
     """
     from align3d.checkpoint import BusyError
 
-    failed = []
+    failed, teacher = [], None
     for i, (prompt, out) in enumerate(jobs.items()):
         where = f"{i + 1}/{len(jobs)} {out.name}"
         if work.finished(out):
             print(f"{where}: finished before", flush=True)
             continue
+        if teacher is None or teacher.adapter is not None:  # which the scene before has trained
+            teacher = work.teacher()
         try:
-            print(f"{where}: {work.make(prompt, out, resume=(out / 'config.json').is_file())}", flush=True)
+            print(f"{where}: {work.make(prompt, out, (out / 'config.json').is_file(), teacher)}", flush=True)
         except BusyError:
             print(f"{where}: another process is at it", flush=True)
         except FloatingPointError as error:

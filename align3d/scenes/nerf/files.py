@@ -48,7 +48,8 @@ def write_nerf(path: Path, nerf: Nerf) -> None:
     if bad:
         raise ValueError(f"cannot write {path}: values of {bad[0]} are not finite; the scene is broken")
     options = {f: v for f, v in asdict(nerf.options).items() if f in NerfOptions.__dataclass_fields__}
-    atomic_write(path, save(tensors, metadata={"format": "pt", KEY: json.dumps(options)}))
+    # One entry: safetensors writes several in an order that changes from file to file.
+    atomic_write(path, save(tensors, metadata={KEY: json.dumps(options)}))
 
 
 def read_nerf(path: Path) -> Nerf:
