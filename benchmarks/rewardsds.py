@@ -1,11 +1,12 @@
 """Does it help to let a reward choose the noises of score distillation? RewardSDS against SDS, on the embedded prior.
 
-    python benchmarks/rewardsds.py --out runs/rewardsds [--quick] [--docs FOLDER]
+    python benchmarks/rewardsds.py --out runs/rewardsds [--quick] [--reward imagenet]
 
 Every prompt is optimised with every seed by every setting; the same seed has the same start, cameras, noise levels and
-first noise in all of them. Finished scenes are judged from eight sides that training does not favour: by the reward
-that chose, and by judges that had no part in it. What is compared are the scenes of the same prompt and seed, one by
-one. Two optimisations run at once, a core each; a second start goes on where the first one ended.
+first noise in all of them. Finished scenes are judged from eight sides: by the reward that chose, and by judges that
+had no part in it. What is compared are the scenes of the same prompt and seed, one by one: with plain SDS, and with as
+many noises of which none is chosen, as their mean alone is less noisy. Two optimisations run at once, a core each; a
+second start goes on where the first one ended.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 PROMPTS = ("a red chair", "a blue mug", "a red teapot", "a green guitar", "a purple umbrella", "a gold pizza")
-USED, JUDGES = "clip-tiny", ("imagenet", "dnc")
-UPDATES, GUIDANCE = 150, 5.0
+REWARDS = ("clip-tiny", "imagenet", "dnc")  # the first chooses, unless told otherwise; the others judge
+UPDATES, GUIDANCE = 100, 5.0
 SETTINGS = {  # name -> weighting, candidates, steps of exploration, updates
     "sds": ("none", 1, 1, UPDATES),
     "sds, 4 times as long": ("none", 1, 1, 4 * UPDATES),
@@ -31,11 +33,13 @@ SETTINGS = {  # name -> weighting, candidates, steps of exploration, updates
     "best of 4": ("best", 4, 1, UPDATES),
     "weighted 4": ("weighted", 4, 1, UPDATES),
     "min-max 4": ("min-max", 4, 1, UPDATES),
+    "mean of 8": ("mean", 8, 1, UPDATES),
     "best of 8": ("best", 8, 1, UPDATES),
     "weighted 8": ("weighted", 8, 1, UPDATES),
     "min-max 8": ("min-max", 8, 1, UPDATES),
-    "best of 4, 2 steps": ("best", 4, 2, UPDATES),
+    "weighted 4, 2 steps": ("weighted", 4, 2, UPDATES),
 }
+DEFAULT = ("sds", "mean of 4", "best of 4", "weighted 4", "min-max 4", "weighted 8", "weighted 4, 2 steps")
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,13 @@ class Job:
     setting: str
     prompt: str
     seed: int
-    weights: str | None = None  # folder of the prior; None = the shipped one
+    reward: str = REWARDS[0]  # that chooses
 
     @property
     def key(self) -> str:
         """What tells it from others."""
-        return f"{self.setting} | {self.prompt} | {self.seed}"
+        chooser = self.reward if SETTINGS[self.setting][0] not in ("none", "mean") else "none"
+        return f"{self.setting} | {self.prompt} | {self.seed} | {chooser}"
 
 
 def optimise(job: Job) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def optimise(job: Job) -> dict[str, Any]:
     from align3d.methods.weighting import Weighting
     from align3d.priors.embedded import Embedded
     from align3d.registry import load
-    from align3d.rewards import REWARDS
+    from align3d.rewards import REWARDS as TABLE
     from align3d.rewards.score import Scorer, as_reward, call_reward
     from align3d.scenes.rings import Ring
     from align3d.starts import GaussianStart
@@ -72,8 +77,8 @@ def optimise(job: Job) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     kind, candidates, steps, updates = SETTINGS[job.setting]
-    rewards = {name: as_reward(load(REWARDS, name, "reward")) for name in (USED, *JUDGES)}
-    prior = Embedded(None if job.weights is None else Path(job.weights)).load()
+    rewards = {name: as_reward(load(TABLE, name, "reward")) for name in REWARDS}
+    prior = Embedded().load()
     ring = Ring()
     subject = GaussianStart().subject(prior, ring, (1.0, 1.0, 1.0), job.seed, "cpu")
     even = Weighting("weighted", temperature=1e6)
@@ -84,7 +89,7 @@ def optimise(job: Job) -> dict[str, Any]:
         max_grad_norm=0.0, seed=job.seed,
     )  # fmt: skip
     begun = time.process_time()
-    rows = fit(subject, method, Scorer(rewards[USED], ring), [job.prompt], loop, progress=False)
+    rows = fit(subject, method, Scorer(rewards[job.reward], ring), [job.prompt], loop, progress=False)
     seconds = time.process_time() - begun
     cameras = evaluation_cameras(128, [22.5 + 45 * i for i in range(8)], elevation=15.0)
     with torch.no_grad():
@@ -92,13 +97,12 @@ def optimise(job: Job) -> dict[str, Any]:
         scores = {
             name: float(call_reward(reward, name, views, [job.prompt]).mean()) for name, reward in rewards.items()
         }
-        small = (views.rgb[0, ::2] * 255 + 0.5).byte()
     return {
         "key": job.key,
         "scores": scores,
         "seconds": seconds,
         "evaluations": sum(row["evaluations"] for row in rows) / len(rows),
-        "picture": small[0].tolist() if job.seed == 0 else None,
+        "picture": (views.rgb[0, 0] * 255 + 0.5).byte().tolist() if job.seed == 0 else None,
     }
 
 
@@ -123,42 +127,55 @@ def run(jobs: Sequence[Job], out: Path, workers: int) -> dict[str, dict[str, Any
     return found
 
 
-def compared(
-    found: Mapping[str, Mapping[str, Any]], settings: Sequence[str], prompts: Sequence[str], seeds: int
-) -> Iterator[str]:
-    """The rows of the table: means, and differences from plain SDS with 95 % intervals over the pairs."""
-    from align3d.intervals import mean_interval
+def compared(found: Mapping[str, Mapping[str, Any]], pairs: Sequence[Job], settings: Sequence[str]) -> Iterator[str]:
+    """The rows of the table: means, and differences from plain SDS and from the mean of as many noises.
 
-    names = (USED, *JUDGES)
-    heads = ["", *names, *(f"{name}, less sds" for name in names), "evaluations an update", "seconds"]
-    yield f"| {' | '.join(heads)} |"
-    yield f"|---|{'--:|' * (len(heads) - 1)}"
-    pairs = [(prompt, seed) for prompt in prompts for seed in range(seeds)]
+    Args:
+        found: Results by the keys of their jobs.
+        pairs: The jobs of plain SDS.
+        settings: To be compared with them.
+    """
+    heads = ["", *REWARDS, *(f"{name}, less sds" for name in REWARDS), *(f"{name}, less mean" for name in REWARDS)]
+    yield f"| {' | '.join([*heads, 'evaluations an update', 'seconds'])} |"
+    yield f"|---|{'--:|' * (len(heads) + 1)}"
     for setting in settings:
-        rows = [found[Job(setting, *pair).key] for pair in pairs]
-        plain = [found[Job("sds", *pair).key] for pair in pairs]
-        cells = [f"{sum(r['scores'][name] for r in rows) / len(rows):.3f}" for name in names]
-        for name in names:
-            mean, _, low, high = mean_interval(
-                [r["scores"][name] - p["scores"][name] for r, p in zip(rows, plain, strict=True)]
-            )
-            cells.append("" if setting == "sds" else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})")
-        cells += [f"{sum(r[name] for r in rows) / len(rows):.1f}" for name in ("evaluations", "seconds")]
+        rows = results(found, pairs, setting)
+        cells = [f"{fmean(row['scores'][name] for row in rows):.3f}" for name in REWARDS]
+        even = f"mean of {SETTINGS[setting][1]}"
+        for other in ("sds", even):
+            apart = setting not in ("sds", other) and other in settings
+            cells += lifts(rows, results(found, pairs, other)) if apart else [""] * len(REWARDS)
+        cells += [f"{fmean(row[name] for row in rows):.1f}" for name in ("evaluations", "seconds")]
         yield f"| {setting} | {' | '.join(cells)} |"
 
 
-def sheet(found: Mapping[str, Mapping[str, Any]], settings: Sequence[str], prompts: Sequence[str], path: Path) -> None:
+def results(found: Mapping[str, Mapping[str, Any]], pairs: Sequence[Job], setting: str) -> list[Mapping[str, Any]]:
+    """What a setting made of each prompt and seed."""
+    return [found[replace(job, setting=setting).key] for job in pairs]
+
+
+def lifts(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How much more each reward gives to the first than to the second, with a 95 % interval over the pairs."""
+    from align3d.intervals import mean_interval
+
+    cells = []
+    for name in REWARDS:
+        pairs = zip(rows, others, strict=True)
+        mean, _, low, high = mean_interval([row["scores"][name] - other["scores"][name] for row, other in pairs])
+        cells.append(f"{mean:+.3f} ({low:+.3f} to {high:+.3f})")
+    return cells
+
+
+def sheet(found: Mapping[str, Mapping[str, Any]], pairs: Sequence[Job], settings: Sequence[str], path: Path) -> None:
     """A picture of each prompt by each setting, of the first seed."""
     import torch
 
     from align3d.scenes.pictures import save_sheet
 
-    pictures, labels = [], []
-    for setting in settings:
-        for prompt in prompts:
-            pictures.append(torch.tensor(found[Job(setting, prompt, 0).key]["picture"]).float() / 255)
-            labels.append(setting if prompt == prompts[0] else "")
-    save_sheet(path, torch.stack(pictures), len(prompts), labels)
+    first = [job for job in pairs if job.seed == 0]
+    rows = [row for setting in settings for row in results(found, first, setting)]
+    labels = [setting if i == 0 else "" for setting in settings for i in range(len(first))]
+    save_sheet(path, torch.stack([torch.tensor(row["picture"]).float() / 255 for row in rows]), len(first), labels)
 
 
 def main() -> None:
@@ -166,20 +183,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of results")
     parser.add_argument("--seeds", type=int, default=8, help="of each prompt")
-    parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--weights", help="folder of the prior; without, the shipped one")
+    parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=list(DEFAULT))
+    parser.add_argument("--reward", choices=REWARDS[:2], default=REWARDS[0], help="that chooses")
     parser.add_argument("--workers", type=int, default=2, help="optimisations at once")
     parser.add_argument("--quick", action="store_true", help="two prompts, two seeds, three settings")
     options = parser.parse_args()
     settings, prompts, seeds = options.settings, PROMPTS, options.seeds
     if options.quick:
-        settings, prompts, seeds = ["sds", "best of 4", "weighted 4"], PROMPTS[:2], 2
+        settings, prompts, seeds = ["sds", "mean of 4", "weighted 4"], PROMPTS[:2], 2
     settings = list(dict.fromkeys(["sds", *settings]))
-    jobs = [Job(s, p, seed, options.weights) for seed in range(seeds) for p in prompts for s in settings]
-    found = run(jobs, options.out, options.workers)
-    text = "\n".join(compared(found, settings, prompts, seeds)) + "\n"
-    (options.out / "table.md").write_text(text)
-    sheet(found, settings, prompts, options.out / "sheet.webp")
+    pairs = [Job("sds", prompt, seed, options.reward) for seed in range(seeds) for prompt in prompts]
+    found = run([replace(job, setting=s) for job in pairs for s in settings], options.out, options.workers)
+    text = "\n".join(compared(found, pairs, settings)) + "\n"
+    (options.out / f"table-{options.reward}.md").write_text(text)
+    sheet(found, pairs, settings, options.out / f"sheet-{options.reward}.webp")
     print(text, end="")
 
 

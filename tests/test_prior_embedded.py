@@ -156,7 +156,7 @@ def test_texts_are_encoded_alone_and_kept(prior, monkeypatch):
 
 
 def test_an_encoded_text_too_many_is_forgotten(prior, monkeypatch):
-    monkeypatch.setattr(embedded, "TEXTS", 2)
+    monkeypatch.setattr(type(prior), "most_texts", 2)
     prior.encode(["one", "two", "three"])
     assert list(prior.texts) == ["two", "three"]
 

@@ -7,21 +7,18 @@ seen and how good it is.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.pretrained.once import read_once
+from align3d.priors.frozen import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     import torch
     from jaxtyping import Float
     from torch import Tensor
 
-    from align3d.models.lora import Adapter
     from align3d.models.text import Text, TextSource
     from align3d.priors.nets.views_unet import ViewsUNet
     from align3d.types import Cameras
@@ -31,7 +28,6 @@ VIEWS = 4  # that it was trained to paint together, at most
 AZIMUTHS, ELEVATION = (0.0, 90.0, 180.0, 270.0), 15.0  # degrees, of views whose cameras are not given
 BETAS = (0.00085, 0.012)  # Stable Diffusion's, so that the noise levels of published settings mean the same
 LAYERS = tuple(f"{part}.{layer}" for part in ("views", "words") for layer in ("q", "kv", "out"))  # that are adapted
-TEXTS = 4096  # encoded texts that are kept
 
 
 @dataclass(frozen=True)
@@ -81,38 +77,23 @@ class Embedded:
         )
 
 
-@dataclass(eq=False)
-class EmbeddedPrior:
+@dataclass(eq=False, kw_only=True)
+class EmbeddedPrior(Frozen):
     """A small multi-view diffusion model behind the Prior contract; latents are pictures in [-1, 1]."""
 
+    most_texts: ClassVar[int] = 4096
+
     network: ViewsUNet
-    text: TextSource
     schedule: Any
     latent_shape: tuple[int, ...]
     size: int
     precision: torch.dtype | None = None  # of matrix products inside the network; None = float32
-    adapter: Adapter | None = None
     views: int = VIEWS
-    options: Any = None  # the dataclass that it was loaded from
-    texts: dict[str, Text] = field(init=False, default_factory=dict)  # encoded, one row each, the latest last
 
     @property
-    def device(self) -> torch.device:
-        """Where the network lives."""
-        return next(self.network.parameters()).device
-
-    def encode(self, prompts: Sequence[str]) -> Text:
-        """States of the words, one row a text, those of the latest texts from memory; "" is the null text."""
-        from align3d.models.text import Text
-
-        return Text.cat([self._encoded(prompt) for prompt in prompts])
-
-    def _encoded(self, prompt: str) -> Text:
-        """One text; encoded alone, so that it never depends on what came before."""
-        self.texts[prompt] = self.texts.pop(prompt, None) or self.text([prompt]).counted().to(self.device)
-        while len(self.texts) > TEXTS:
-            del self.texts[next(iter(self.texts))]
-        return self.texts[prompt]
+    def module(self) -> ViewsUNet:
+        """The network."""
+        return self.network
 
     def predict(
         self, x: Float[Tensor, "B V *L"], t: Float[Tensor, "B"], cond: Text, cameras: Cameras | None = None
@@ -177,14 +158,6 @@ class EmbeddedPrior:
     def images(self, x0: Float[Tensor, "B V *L"], fast: bool = False) -> Float[Tensor, "B V 3 H W"]:
         """Pictures in [0, 1] of clean latents; nothing is faster than this. Gradient: to x0 where it is within."""
         return ((x0 + 1) / 2).clamp(0, 1)
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Within, the prior is as it was loaded, without its adapter, and no graph is built."""
-        import torch
-
-        with torch.no_grad(), self.adapter.disabled() if self.adapter is not None else nullcontext():
-            yield
 
 
 @read_once(4)

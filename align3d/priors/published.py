@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.models.embedded import bfloat16_is_fast
+from align3d.priors.frozen import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     import torch
     from jaxtyping import Float
     from torch import Tensor, nn
 
-    from align3d.models.lora import Adapter
     from align3d.models.text import Text, TextSource
     from align3d.types import Cameras
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0")  # of all attention; what is adapted
 TINY = "https://huggingface.co/madebyollin/taesd"
-TEXTS = 256  # encoded texts that are kept, 0.3 MB each
 
 
 @dataclass(frozen=True)
@@ -144,43 +143,25 @@ class Published:
         )
 
 
-@dataclass(eq=False)
-class LatentPrior:
+@dataclass(eq=False, kw_only=True)
+class LatentPrior(Frozen):
     """A latent diffusion model of pictures behind the Prior contract."""
+
+    most_texts: ClassVar[int] = 256  # 0.3 MB each
 
     painter: nn.Module  # a nets.painter.Painter
     codec: Any  # a nets.pictures.Codec
-    text: TextSource
     schedule: Any  # a DiscreteVP
     latent_shape: tuple[int, ...]
     size: int
     views: int = 1  # that the network was trained to paint together
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"  # of the network
     poses: Callable[[Cameras], Tensor] | None = None  # numbers of cameras that the network is told; None = it is not
-    adapter: Adapter | None = None
-    options: Any = None  # the dataclass that it was loaded from
-    texts: dict[str, Text] = field(init=False, default_factory=dict)  # encoded, one row each, the latest last
 
     @property
-    def device(self) -> torch.device:
-        """Where the networks live."""
-        return next(self.painter.parameters()).device
-
-    def encode(self, prompts: Sequence[str]) -> Text:
-        """States of the text encoder, one row a text, those of the latest texts from memory; "" is the null text.
-
-        Warns of the first text that is not read to its end.
-        """
-        from align3d.models.text import Text
-
-        return Text.cat([self._encoded(prompt) for prompt in prompts])
-
-    def _encoded(self, prompt: str) -> Text:
-        """One text; encoded alone, so that it never depends on what came before."""
-        self.texts[prompt] = self.texts.pop(prompt, None) or self.text([prompt]).to(self.device)
-        while len(self.texts) > TEXTS:
-            del self.texts[next(iter(self.texts))]
-        return self.texts[prompt]
+    def module(self) -> nn.Module:
+        """The UNet."""
+        return self.painter
 
     def predict(
         self, x: Float[Tensor, "B V *L"], t: Float[Tensor, "B"], cond: Text, cameras: Cameras | None = None
@@ -237,11 +218,3 @@ class LatentPrior:
         Gradient: to x0, where pictures are within [0, 1].
         """
         return self.codec.decode(x0, fast)
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Within, the prior is as it was published, without its adapter, and no graph is built."""
-        import torch
-
-        with torch.no_grad(), self.adapter.disabled() if self.adapter is not None else nullcontext():
-            yield
