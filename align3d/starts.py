@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from align3d.scenes.nerf.options import NerfOptions
 
 if TYPE_CHECKING:
     from align3d.latent_pictures import LatentPictures
+    from align3d.scenes.gaussians import Gaussians
     from align3d.subjects import Distilled
     from align3d.types import CameraSampler, Prior
 
@@ -20,16 +21,31 @@ STARTS = {
     "picture": "align3d.starts:PictureStart",
 }
 MOST = 1 << 20  # Gaussians to begin with
+EMBEDDED = Path("embedded")  # as a start: what the shipped generator makes of the prompt
+PARTS = ("means", "quats", "scales", "opacities", "colors")  # of Gaussians
+FAINT = 0.01  # opacity of Gaussians that are left out of that: most of a generator's hold nothing
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the start of a scene is told of the run."""
+
+    prior: Prior  # what teaches
+    cameras: CameraSampler  # from randomness to the cameras of training
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # RGB in [0, 1]
+    prompt: str = ""  # what is to be made
+    seed: int = 0  # of what is random at the start
+    device: str = "cpu"  # where the scene is optimised
 
 
 @dataclass(frozen=True)
 class GaussianStart:
-    """3D Gaussians: a grey ball, or a .ply file, as a generator may have written it."""
+    """3D Gaussians: a grey ball, a .ply file, or what the shipped generator makes of the prompt."""
 
     num: int = 2048  # Gaussians of the ball
     radius: float = 0.35  # of the ball, scene units; objects fill [-0.5, 0.5]^3
     opacity: float = 0.1  # of each Gaussian of the ball, 0 to 1
-    start: Path | None = None  # .ply file to begin with instead
+    start: Path | None = None  # .ply file to begin with instead; embedded = a sample of the shipped generator
 
     def __post_init__(self) -> None:
         if not 1 <= self.num <= MOST:
@@ -40,40 +56,51 @@ class GaussianStart:
                 f"{self.opacity}"
             )
 
-    def subject(
-        self,
-        prior: Prior,
-        cameras: CameraSampler,
-        background: tuple[float, float, float],
-        seed: int,
-        device: str,
-    ) -> Distilled:
+    def subject(self, stage: Stage) -> Distilled:
         """The scene under a prior.
-
-        Args:
-            prior: What teaches.
-            cameras: From randomness to the cameras of training.
-            background: RGB in [0, 1].
-            seed: Of the ball.
-            device: Where it is optimised.
 
         Raises:
             FileNotFoundError: If there is no such file to begin with.
             ValueError: If it is no scene.
         """
-        from align3d.rng import stream
-        from align3d.scenes.ply import read_ply
-        from align3d.scenes.splats import Splats, ball
+        from align3d.scenes.splats import Splats
         from align3d.subjects import Distilled
 
+        begin = self.begin(stage)
+        original = None if self.start is None else Splats(begin).to(stage.device).requires_grad_(False)  # to be edited
+        return Distilled(Splats(begin).to(stage.device), stage.prior, stage.cameras, stage.background, original)
+
+    def begin(self, stage: Stage) -> Gaussians:
+        """The Gaussians to begin with, B = 1, on the CPU; arguments and errors as of `subject`."""
+        from align3d.rng import stream
+        from align3d.scenes.ply import read_ply
+        from align3d.scenes.splats import ball
+
         if self.start is None:
-            begin = ball(self.num, self.radius, self.opacity, stream(seed, "start"))
-        elif not self.start.is_file():
-            raise FileNotFoundError(f"no scene file {self.start}; give a .ply file, such as `align3d sample` writes")
-        else:
-            begin = read_ply(self.start)
-        original = None if self.start is None else Splats(begin).to(device).requires_grad_(False)  # to be edited
-        return Distilled(Splats(begin).to(device), prior, cameras, background, original)
+            return ball(self.num, self.radius, self.opacity, stream(stage.seed, "start"))
+        if self.start == EMBEDDED:
+            return generated(stage)
+        if not self.start.is_file():
+            raise FileNotFoundError(
+                f"no scene file {self.start}; give a .ply file, such as `align3d sample` writes, or `embedded`"
+            )
+        return read_ply(self.start)
+
+
+def generated(stage: Stage) -> Gaussians:
+    """What the shipped generator makes of the prompt with the seed, as `align3d sample` does; less what is faint.
+
+    Raises:
+        ValueError: If that is nothing.
+    """
+    from align3d.generate import generate
+    from align3d.models.embedded import Embedded
+
+    scene = next(generate(Embedded().load(stage.device), [stage.prompt], [stage.seed])).scene.to("cpu")
+    solid = scene.opacities[0] > FAINT
+    if not bool(solid.any()):
+        raise ValueError(f"the shipped generator makes nothing of {stage.prompt!r}; begin with another --scene.start")
+    return replace(scene, **{name: getattr(scene, name)[:, solid] for name in PARTS})
 
 
 @dataclass(frozen=True)
@@ -88,15 +115,8 @@ class NerfStart(NerfOptions):
         if not 0 <= self.mesh <= 512:
             raise ValueError(f"scene.mesh must be 0 to 512, got {self.mesh}")
 
-    def subject(
-        self,
-        prior: Prior,
-        cameras: CameraSampler,
-        background: tuple[float, float, float],
-        seed: int,
-        device: str,
-    ) -> Distilled:
-        """The scene under a prior; arguments and errors are those of GaussianStart."""
+    def subject(self, stage: Stage) -> Distilled:
+        """The scene under a prior; errors are those of GaussianStart."""
         from align3d.rng import stream
         from align3d.scenes.nerf.files import read_nerf
         from align3d.scenes.nerf.nerf import Nerf
@@ -104,7 +124,7 @@ class NerfStart(NerfOptions):
         from align3d.weights import NotItsWeights, require_keys
 
         options = NerfOptions(**{f.name: getattr(self, f.name) for f in fields(NerfOptions)})
-        nerf = Nerf.begun(options, stream(seed, "start"), self.mesh)
+        nerf = Nerf.begun(options, stream(stage.seed, "start"), self.mesh)
         if self.start is not None:
             state = read_nerf(self.start).state_dict()
             try:
@@ -112,9 +132,9 @@ class NerfStart(NerfOptions):
             except NotItsWeights as error:
                 raise ValueError(f"{self.start} is not of the kind and size that --scene says: {error}") from None
             nerf.load_state_dict(state)
-        nerf = nerf.to(device)
+        nerf = nerf.to(stage.device)
         original = None if self.start is None else deepcopy(nerf).eval().requires_grad_(False)
-        return Distilled(nerf, prior, cameras, background, original)
+        return Distilled(nerf, stage.prior, stage.cameras, stage.background, original)
 
 
 @dataclass(frozen=True)
@@ -128,15 +148,8 @@ class PictureStart:
         if not 0 <= self.strength <= 100:
             raise ValueError(f"scene.strength must be 0 to 100, got {self.strength}")
 
-    def subject(
-        self,
-        prior: Prior,
-        cameras: CameraSampler,
-        background: tuple[float, float, float],
-        seed: int,
-        device: str,
-    ) -> LatentPictures:
-        """The latents under a prior; arguments and errors as those of GaussianStart."""
+    def subject(self, stage: Stage) -> LatentPictures:
+        """The latents under a prior; errors are those of GaussianStart."""
         import torch
 
         from align3d.latent_pictures import FIXED, LatentPictures, Latents
@@ -144,11 +157,12 @@ class PictureStart:
         from align3d.rng import stream
         from align3d.scenes.picture_files import read_picture
 
+        prior, cameras = stage.prior, stage.cameras
         views = cameras(FIXED).c2w.shape[1]
         if self.start is None:
-            noise = torch.randn(1, views, *prior.latent_shape, generator=stream(seed, "start"))
-            return LatentPictures(Latents(self.strength * noise).to(device), prior, cameras)
-        picture = resize(read_picture(self.start, background)[None], prior.size).clamp(0, 1)
+            noise = torch.randn(1, views, *prior.latent_shape, generator=stream(stage.seed, "start"))
+            return LatentPictures(Latents(self.strength * noise).to(stage.device), prior, cameras)
+        picture = resize(read_picture(self.start, stage.background)[None], prior.size).clamp(0, 1)
         with torch.no_grad():
-            latents = prior.latents(picture[None].expand(1, views, -1, -1, -1).to(device))
+            latents = prior.latents(picture[None].expand(1, views, -1, -1, -1).to(stage.device))
         return LatentPictures(Latents(latents), prior, cameras)

@@ -72,7 +72,7 @@ def optimise(job: Job) -> dict[str, Any]:
     from align3d.rewards import REWARDS as TABLE
     from align3d.rewards.score import Scorer, as_reward, call_reward
     from align3d.scenes.rings import Ring
-    from align3d.starts import GaussianStart
+    from align3d.starts import GaussianStart, Stage
     from align3d.types import CHANNELS
 
     torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def optimise(job: Job) -> dict[str, Any]:
     rewards = {name: as_reward(load(TABLE, name, "reward")) for name in REWARDS}
     prior = Embedded().load()
     ring = Ring()
-    subject = GaussianStart().subject(prior, ring, (1.0, 1.0, 1.0), job.seed, "cpu")
+    subject = GaussianStart().subject(Stage(prior, ring, prompt=job.prompt, seed=job.seed))
     even = Weighting("weighted", temperature=1e6)
     weighting = even if kind == "mean" else Weighting(kind)
     method = SDS(guidance=GUIDANCE, weighting=weighting, explore=Explore(candidates, steps=steps))

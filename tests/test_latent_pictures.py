@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from align3d.cli import main
 from align3d.rng import Streams
 from align3d.scenes.rings import Ring
-from align3d.starts import PictureStart
+from align3d.starts import PictureStart, Stage
 
 PAINT = ["optimize", "--scene", "picture", "--prompt", "a red thing", "--prior", "closed_prior:Ellipsoids"]
 PAINT += ["--reward", "closed_prior:red", "--out", "run", "--method.guidance", "1", "--updates", "240"]
@@ -26,7 +26,7 @@ def here(tmp_path, monkeypatch):
 
 
 def subject(start=None, views=3, seed=0):
-    return PictureStart(start).subject(EllipsoidPrior(size=12), Ring(views=views, size=12), WHITE, seed, "cpu")
+    return PictureStart(start).subject(Stage(EllipsoidPrior(size=12), Ring(views=views, size=12), WHITE, seed=seed))
 
 
 def test_a_look_is_the_latents_and_cameras_that_stay():

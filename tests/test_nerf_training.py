@@ -12,7 +12,7 @@ from align3d.rng import Streams
 from align3d.scenes.lens_rings import LensRing
 from align3d.scenes.nerf.options import Backdrop, HashGrid, March, Penalties, Shading, TriPlane
 from align3d.scenes.rings import Ring
-from align3d.starts import NerfStart
+from align3d.starts import NerfStart, Stage
 from align3d.types import Scene, Subject
 
 RING = Ring(views=3, size=12)
@@ -38,7 +38,7 @@ ALL = replace(
 
 
 def subject(start=SMALL, ring=RING, seed=0):
-    return start.subject(EllipsoidPrior(size=ring.size, views=ring.views), ring, WHITE, seed, "cpu")
+    return start.subject(Stage(EllipsoidPrior(size=ring.size, views=ring.views), ring, WHITE, seed=seed))
 
 
 def trained(one, loop=LOOP, prompt="a red thing", **options):
@@ -170,9 +170,10 @@ def test_pictures_may_grow_along_a_run(tmp_path):
     ring, loop = LensRing(views=2, size=(6, 10), grow=(2,)), replace(LOOP, updates=4, checkpoint_every=1)
     ends = []
     for name, updates in (("whole", 4), ("parts", 1), ("parts", 4)):
-        one = SMALL.subject(EllipsoidPrior(size=10, views=2), ring, WHITE, 0, "cpu")
+        stage = Stage(EllipsoidPrior(size=10, views=2), ring, WHITE)
+        one = SMALL.subject(stage)
         assert [one.look(streams(update)).latents.shape[-1] for update in (1, 2)] == [6, 10]
-        one.trained.load_state_dict(SMALL.subject(one.prior, ring, WHITE, 0, "cpu").trained.state_dict())
+        one.trained.load_state_dict(SMALL.subject(stage).trained.state_dict())
         trained(one, replace(loop, updates=updates), out=tmp_path / name, resume=(tmp_path / name).exists())
         ends.append(values(one))
     assert all(map(torch.equal, ends[0], ends[2]))

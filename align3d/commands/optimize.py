@@ -141,9 +141,11 @@ class Work:
         from align3d.interrupts import Terminated
         from align3d.loop import fit
         from align3d.previews import Previews, finish
+        from align3d.starts import Stage
 
-        cameras, background = self.score.cameras, self.score.background
-        subject = self.scene.subject(teacher, cameras, background, self.loop.seed, choose_device(self.device))
+        background, device = self.score.background, choose_device(self.device)
+        stage = Stage(teacher, self.score.cameras, background, prompt, self.loop.seed, device)
+        subject = self.scene.subject(stage)
         reward = self.score.reward
         terms = getattr(reward, "terms", {})  # of a sum, each by itself: outside of an update there are no candidates
         shown = {name: term.reward for name, term in terms.items()} or {self.names["reward"]: reward}

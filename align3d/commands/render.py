@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from align3d.commands.inputs import check_pictures, check_range
+
+if TYPE_CHECKING:
+    from align3d.types import Scene
 
 LIMITS = {"fps": (0.1, 100), "elevation": (-90, 90), "radius": (0.001, 1000), "eps2d": (0, 1000)}
 MAX_JPEG = 65535  # pixels, width in that format
@@ -16,9 +19,9 @@ MAX_JPEG = 65535  # pixels, width in that format
 
 @dataclass(frozen=True, kw_only=True)
 class Render:
-    """Draw a .ply scene: views side by side (.png, .jpg) or a turntable (.webp, .gif)."""
+    """Draw a scene's file: views side by side (.png, .jpg) or a turntable (.webp, .gif)."""
 
-    scene: Annotated[Path, tyro.conf.Positional]  # a .ply file of Gaussians, 3DGS convention
+    scene: Annotated[Path, tyro.conf.Positional]  # .ply file of Gaussians, or scene.safetensors of a radiance field
     out: Path  # .png or .jpg: views side by side; .webp or .gif: a turntable
     size: int = 256  # side of a view in pixels, at most 8192
     views: int = 4  # views side by side, in equal steps around the scene
@@ -27,7 +30,9 @@ class Render:
     elevation: float = 20.0  # degrees above the horizon, -90 to 90
     radius: float = 1.4  # distance of the camera from the origin, scene units, at most 1000
     eps2d: float = 0.0  # pixels^2 added to every projected Gaussian; scenes trained elsewhere usually want 0.3
-    backend: Literal["auto", "native", "torch", "gsplat"] = "auto"  # renderer; `align3d doctor` says which ones work
+    backend: Literal["auto", "native", "torch", "gsplat"] = (
+        "auto"  # of Gaussians; `align3d doctor` says which ones work
+    )
     overwrite: bool = False  # replace the file if it exists
 
     def __post_init__(self) -> None:
@@ -45,23 +50,45 @@ class Render:
 
 def run(options: Render) -> None:
     """Read, draw, write."""
-    from dataclasses import replace
-
     from align3d.scenes.pictures import MOVING, STILL, check_extension, save_turntable, save_views, turntable
-    from align3d.scenes.ply import read_ply
-    from align3d.scenes.raster import RasterConfig
 
     suffix = check_extension(options.out, tuple(dict.fromkeys((*STILL, *MOVING))))
     if options.out.exists() and not options.overwrite:
         raise FileExistsError(f"{options.out} exists already; choose another --out, or give --overwrite")
-    if not options.scene.is_file():
-        raise FileNotFoundError(f"no scene file {options.scene}; give a .ply file, such as `align3d sample` writes")
-    scene = replace(read_ply(options.scene, RasterConfig(eps2d=options.eps2d)), backend=options.backend)
+    scene, what = read(options)
     look = {"size": options.size, "elevation": options.elevation, "radius": options.radius}
     if suffix in MOVING:
         save_turntable(options.out, turntable(scene, options.frames, **look), options.fps)
     else:
         azimuths = [360.0 * i / options.views for i in range(options.views)]
         save_views(options.out, scene, azimuths, **look)
+    print(f"{options.out}  {what}")
+
+
+def read(options: Render) -> tuple[Scene, str]:
+    """The scene of the file, and what it is in a few words.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If it holds no scene, or one that an option is not for.
+    """
+    from dataclasses import replace
+
+    from align3d.scenes.nerf.files import read_nerf
+    from align3d.scenes.ply import read_ply
+    from align3d.scenes.raster import RasterConfig
+
+    path = options.scene
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no scene file {path}; give a .ply file, such as `align3d sample` writes, or the scene.safetensors of a "
+            f"radiance field"
+        )
+    if path.suffix.lower() == ".safetensors":
+        given = [name for name, usual in (("eps2d", 0.0), ("backend", "auto")) if getattr(options, name) != usual]
+        if given:
+            raise ValueError(f"--{given[0]} is for Gaussians, and {path} is no .ply file; leave it out")
+        return read_nerf(path).scene(), "a radiance field"
+    scene = replace(read_ply(path, RasterConfig(eps2d=options.eps2d)), backend=options.backend)
     number = scene.means.shape[1]
-    print(f"{options.out}  {number} Gaussian{'' if number == 1 else 's'}")
+    return scene, f"{number} Gaussian{'' if number == 1 else 's'}"
