@@ -170,6 +170,14 @@ def average_numbers(numbers: dict[str, float]) -> dict[str, float]:
     return found
 
 
+def joined(lists: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Lists of the same names, those of all processes one after the other, by rank."""
+    if not lists or not active():
+        return lists
+    each = gather(lists)
+    return {name: [entry for one in each for entry in one[name]] for name in lists}
+
+
 def mean(values: list[float]) -> float:
     """Their sum by their number."""
     return sum(values) / len(values)

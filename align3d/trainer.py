@@ -184,7 +184,7 @@ class Trainer:
             update: Counted from 0. With the seed, it determines every random choice.
 
         Returns:
-            A row of numbers; "step" counts from 1.
+            A row of numbers, and of lists with an entry for each sample; "step" counts from 1.
         """
         from align3d import distributed, log
 
@@ -194,9 +194,10 @@ class Trainer:
         self.state.optimizer.zero_grad(set_to_none=True)
         rollouts = [self.rollout(update, part) for part in range(self.loop.accumulate)]
         seen: dict[str, list[float]] = defaultdict(list)
+        lists: dict[str, list[Any]] = defaultdict(list)
         losses, norms = 0.0, []
         while rollouts:  # each goes on until it wants a step, so that none runs ahead on an older adapter
-            parts = [self.backward(update, *rollout, seen) for rollout in rollouts]
+            parts = [self.backward(update, *rollout, seen, lists) for rollout in rollouts]
             rollouts = [rollout for rollout, loss in zip(rollouts, parts, strict=True) if loss is not None]
             if rollouts:
                 losses += sum(loss for loss in parts if loss is not None)
@@ -216,11 +217,11 @@ class Trainer:
             self.state.before.clear()
         last = {"loss": losses / len(norms), "grad_norm": sum(norms) / len(norms)}
         last |= {"memory_mib": log.peak_memory(self.times), "lr": self.loop.learning_rate * self.loop.ramp(update)}
-        taken = numbers.keys() & {"step", *first, *last}
+        taken = (numbers.keys() | lists.keys()) & {"step", *first, *last}
         if taken:
             name = type(self.method).__name__
             raise ValueError(f"method {name} has a metric {min(taken)!r}, which is the loop's own; rename it")
-        return {"step": update + 1} | distributed.average_numbers(first | numbers | last)
+        return {"step": update + 1} | distributed.average_numbers(first | numbers | last) | distributed.joined(lists)
 
     def rollout(self, update: int, part: int) -> tuple[list[str], Iterator[StepLoss]]:
         """The prompts and the losses, still to come, of one batch of an update."""
@@ -234,7 +235,12 @@ class Trainer:
         return prompts, iter(self.method.losses(model, score, self.times, prompts, rng))
 
     def backward(
-        self, update: int, prompts: list[str], losses: Iterator[StepLoss], seen: dict[str, list[float]]
+        self,
+        update: int,
+        prompts: list[str],
+        losses: Iterator[StepLoss],
+        seen: dict[str, list[float]],
+        lists: dict[str, list[Any]],
     ) -> float | None:
         """Run losses backwards until the method wants a step.
 
@@ -253,6 +259,8 @@ class Trainer:
             total = (total or 0.0) + loss / self.loop.accumulate
             for name, value in step.metrics.items():
                 seen[name].append(float(value))
+            for name, entries in step.lists.items():
+                lists[name].extend(entries)
             wanted = step.update
             del step  # its graph has to go before the method builds the next one
             if wanted:

@@ -83,6 +83,7 @@ class StepLoss:
     loss: Tensor  # scalar
     metrics: dict[str, Any]  # scalars to log
     update: bool = True  # whether the optimiser steps after this loss
+    lists: dict[str, list[Any]] = field(default_factory=dict)  # to log as they are, an entry for each sample
     dead: Sequence[str] = ()  # prompts of the samples whose reward gave no gradient, one for each; to be warned of
 
 

@@ -38,6 +38,7 @@ def process(root: Path, rank: int, world: int) -> None:
     rows = fit(model, Loud(), FakeScore(), PROMPTS, loop, out=out, hooks=hooks, progress=False)
     found = {"weights": weights(model), "rows": rows, "hooks": seen}
     uneven = {"both": 1.0 + rank, "seconds": 1.0 + rank, "evaluations": 3.0, "hole": [math.nan, 4.0][rank]}
+    found["joined"] = distributed.joined({"a": [[rank, None]], "b": [{"x": rank}]})
     found["uneven"] = distributed.average_numbers(uneven | {f"own-{rank}": 5.0 + rank})
     try:
         distributed.require_same(["same", rank], "they differ")
@@ -67,6 +68,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     assert first["hooks"] == one["hooks"] == [0, 3, 6] and second["hooks"] == []
     want = {"both": 1.5, "seconds": 2.0, "evaluations": 6.0, "hole": 4.0, "own-0": 5.0, "own-1": 6.0}
     assert first["uneven"] == second["uneven"] == want
+    assert first["joined"] == second["joined"] == {"a": [0, None, 1, None], "b": [{"x": 0}, {"x": 1}]}
     assert first["differ"] == second["differ"] == "they differ" and "differ" not in one
     assert first["rows"][0]["evaluations"] == one["rows"][0]["evaluations"] == 16 + 8  # 8 of them to prepare
     assert (first["refused"], second["refused"]) == ("FileExistsError", "PeerError")
@@ -95,6 +97,7 @@ def test_alone_everything_is_the_identity():
     assert distributed.on_first(lambda: 3) == 3
     numbers = {"seconds": 1.0, "nothing": math.nan}
     assert distributed.average_numbers(numbers) is numbers and distributed.largest(3) == 3
+    assert distributed.joined({"a": [numbers]}) == {"a": [numbers]}
     distributed.require_same(1, "never")
     assert distributed.stop()
     assert not distributed.active() and asdict(SMALL)["seed"] == 0

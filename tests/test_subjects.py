@@ -1,5 +1,6 @@
 """Gaussians that are optimised under a prior whose answers are known, and the cameras around them."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -116,6 +117,23 @@ def test_candidates_are_judged_by_a_reward_of_pictures():
     method = SDS(guidance=2.0, weighting=Weighting("best"), explore=Explore(4, steps=2))
     rows = fit(subject(), method, Scorer(greenness, RING), ["a thing"], replace(LOOP, updates=2), progress=False)
     assert rows[-1]["reward_best"] >= rows[-1]["reward"] and rows[-1]["reward_chosen"] == rows[-1]["reward_best"]
+
+
+def test_every_candidate_is_logged():
+    """Those that dropped out have no reward and do not count."""
+    for options in ({}, {"halving": True, "steps": 2}):
+        method = SDS(guidance=2.0, weighting=Weighting("weighted"), explore=Explore(4, **options))
+        loop = replace(LOOP, updates=1, batch_size=2)
+        row = fit(subject(), method, Scorer(greenness, RING), ["a thing"], loop, progress=False)[0]
+        assert len(row["candidate_rewards"]) == len(row["candidate_weights"]) == 2
+        for rewards, weights in zip(row["candidate_rewards"], row["candidate_weights"], strict=True):
+            judged = [(r, c) for r, c in zip(rewards, weights, strict=True) if r is not None]
+            assert len(weights) == 4 and len(judged) == (2 if options else 4)
+            assert sum(weights) == pytest.approx(1) == sum(c for _, c in judged)
+            assert max(judged) == max(judged, key=lambda pair: pair[1]), "the best counts most"
+        best = [max(r for r in rewards if r is not None) for rewards in row["candidate_rewards"]]
+        assert sum(best) / 2 == pytest.approx(row["reward_best"])
+    assert json.loads(json.dumps(row)) == row
 
 
 def test_a_run_goes_on_to_the_same_bits(tmp_path):

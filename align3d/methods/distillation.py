@@ -11,7 +11,7 @@ A method is one file that says g. With N = 1 the reward is never asked. Source o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.methods import reference
 from align3d.methods.candidates import Explore, Noised
@@ -20,9 +20,8 @@ from align3d.types import Look, Score, StepLoss, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Any
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from align3d.rng import Streams
@@ -123,17 +122,17 @@ class Distillation:
 
         look = subject.look(rng)
         with torch.no_grad():
-            step, metrics = self.step(subject, look, score, prompts, rng)
+            step, metrics, lists = self.step(subject, look, score, prompts, rng)
         pulled = 0.5 * (look.latents - (look.latents.detach() - step)).square()  # gradient by latents: step
         pull = pulled.flatten(1).sum(1).mean() / (pulled.shape[1] if self.compat == "reference" else 1)
         terms = {**look.penalties, **self.extra(subject, look, prompts, rng)}
         loss = pull + sum(terms.values(), torch.zeros_like(pull))
-        yield StepLoss(loss, metrics | {name: value.detach() for name, value in terms.items()})
+        yield StepLoss(loss, metrics | {name: value.detach() for name, value in terms.items()}, lists=lists)
 
     def step(
         self, subject: Subject, look: Look, score: Score, prompts: Sequence[str], rng: Streams
-    ) -> tuple[Float[Tensor, "B V *L"], dict[str, Tensor]]:
-        """The gradient by the latents of each row, from all its candidates, and what to log."""
+    ) -> tuple[Float[Tensor, "B V *L"], dict[str, Tensor], dict[str, list[Any]]]:
+        """The gradient by the latents of each row, from all its candidates; what to log of all, and of each."""
         import torch
 
         from align3d.diffusion.sampler import require_finite
@@ -145,18 +144,18 @@ class Distillation:
         t = self.levels(rng, like=z)
         noised = explore.noised(subject, look, t, self.texts(prompts, rng.step), prompts, rng)
         noised, num = noised.beside(self.original(subject, look, rng)), len(noised.x) // B
-        c, metrics = torch.ones(1, B).to(z), {}
+        c, metrics, lists = torch.ones(1, B).to(z), {}, {}
         if num > 1:
             numbers, reward = explore.rewards(subject, score, noised, weighting, rng)
             counts = weighting(reward)
             c = torch.zeros(num, B).to(z).scatter(0, numbers, counts.to(z))
-            metrics = chosen(reward, counts)
+            metrics, lists = chosen(reward, counts), each(numbers, reward, c)
         used = c.flatten().nonzero()[:, 0]
         g = torch.zeros_like(noised.x)
         g[used] = self.gradient(subject, noised.rows(used))
         require_finite(g, noised.prompts, "gradient", [f"at time {value:.3f}" for value in noised.t.tolist()])
         step = (c.reshape(-1, *[1] * (g.ndim - 1)) * g).unflatten(0, (num, B)).sum(0)
-        return step, {"t": t.mean(), "pull": step.flatten(1).norm(dim=1).mean()} | metrics
+        return step, {"t": t.mean(), "pull": step.flatten(1).norm(dim=1).mean()} | metrics, lists
 
     def levels(self, rng: Streams, like: Float[Tensor, "B V *L"]) -> Float[Tensor, "B"]:
         """The noise level of each row, in [0, 1]."""
@@ -183,3 +182,14 @@ def chosen(reward: Float[Tensor, "N B"], c: Float[Tensor, "N B"]) -> dict[str, T
         "reward_chosen": weighed.mean(),
         "reward_best": reward.amax(0).mean(),
     }
+
+
+def each(
+    numbers: Int[Tensor, "K B"], reward: Float[Tensor, "K B"], c: Float[Tensor, "N B"]
+) -> dict[str, list[list[float | None]]]:
+    """What to log of each candidate of each scene, in the order drawn: its reward, null if it dropped out; its c."""
+    rewards: list[list[float | None]] = [[None] * len(c) for _ in range(c.shape[1])]
+    for row, own, found in zip(rewards, numbers.T.tolist(), reward.T.tolist(), strict=True):
+        for number, value in zip(own, found, strict=True):
+            row[number] = value
+    return {"candidate_rewards": rewards, "candidate_weights": c.T.tolist()}
