@@ -68,7 +68,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     assert first["hooks"] == one["hooks"] == [0, 3, 6] and second["hooks"] == []
     want = {"both": 1.5, "seconds": 2.0, "evaluations": 6.0, "hole": 4.0, "own-0": 5.0, "own-1": 6.0}
     assert first["uneven"] == second["uneven"] == want
-    assert first["joined"] == second["joined"] == {"a": [0, None, 1, None], "b": [{"x": 0}, {"x": 1}]}
+    assert first["joined"] == second["joined"] == {"a": [[0, None], [1, None]], "b": [{"x": 0}, {"x": 1}]}
     assert first["differ"] == second["differ"] == "they differ" and "differ" not in one
     assert first["rows"][0]["evaluations"] == one["rows"][0]["evaluations"] == 16 + 8  # 8 of them to prepare
     assert (first["refused"], second["refused"]) == ("FileExistsError", "PeerError")
