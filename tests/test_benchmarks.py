@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import sys
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,3 +158,55 @@ def test_raster_prints_its_table(monkeypatch, capsys):
     raster.main()
     shown = capsys.readouterr().out
     assert all(re.search(rf"^demo +{backend} +[\d.]+ +[\d.]+", shown, re.MULTILINE) for backend in ("native", "torch"))
+
+
+def test_rewardsds_optimises_judges_and_goes_on(monkeypatch, tmp_path, capsys):
+    import rewardsds
+
+    settings = {"sds": ("none", 1, 1, 2), "mean of 2": ("mean", 2, 1, 2), "best of 2": ("best", 2, 1, 2)}
+    monkeypatch.setattr(rewardsds, "SETTINGS", settings)
+    monkeypatch.setattr(rewardsds, "DEFAULT", tuple(settings))
+    monkeypatch.setattr(rewardsds, "REWARDS", ("clip-tiny", "dnc"))
+    job = rewardsds.Job("best of 2", "a red chair", 0)
+    made = rewardsds.optimise(job)
+    assert made["evaluations"] == 4 and made["scores"].keys() == set(rewardsds.REWARDS)
+    assert made["key"] != replace(job, reward="imagenet").key
+    assert replace(job, setting="sds").key == replace(job, setting="sds", reward="imagenet").key, "nothing is chosen"
+
+    asked = []
+    scores = {"sds": 0.25, "mean of 2": 0.5, "best of 2": 1.0}
+    result = {"key": "", "evaluations": 2.0, "seconds": 1.0, "picture": [[[0, 255]] * 8] * 3}
+
+    def optimise(job):
+        asked.append(job.key)
+        height = scores[job.setting] + rewardsds.PROMPTS.index(job.prompt) / 100
+        return result | {"key": job.key, "scores": dict.fromkeys(rewardsds.REWARDS, height)}
+
+    monkeypatch.setattr(rewardsds, "optimise", optimise)
+    monkeypatch.setattr(rewardsds, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(sys, "argv", ["rewardsds.py", "--out", str(tmp_path), "--seeds", "2"])
+    rewardsds.main()
+    assert len(asked) == len(set(asked)) == 2 * len(rewardsds.PROMPTS) * len(settings)
+    best = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| best of 2"))
+    assert "1.025" in best and best.count("+0.750 (+0.750 to +0.750)") == 2 and best.count("+0.500 (+0.500 to +0.500)") == 2
+    rewardsds.main()
+    assert len(asked) == 36, "nothing is made twice"
+    assert (tmp_path / "sheet-clip-tiny.webp").stat().st_size > 100
+
+
+class Inline:
+    """Runs in this process what others would."""
+
+    def __init__(self, workers):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, job):
+        done = Future()
+        done.set_result(function(job))
+        return done
