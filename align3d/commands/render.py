@@ -30,9 +30,7 @@ class Render:
     elevation: float = 20.0  # degrees above the horizon, -90 to 90
     radius: float = 1.4  # distance of the camera from the origin, scene units, at most 1000
     eps2d: float = 0.0  # pixels^2 added to every projected Gaussian; scenes trained elsewhere usually want 0.3
-    backend: Literal["auto", "native", "torch", "gsplat"] = (
-        "auto"  # of Gaussians; `align3d doctor` says which ones work
-    )
+    backend: Literal["auto", "native", "torch", "gsplat"] = "auto"  # for Gaussians; `align3d doctor` says which work
     overwrite: bool = False  # replace the file if it exists
 
     def __post_init__(self) -> None:

@@ -42,7 +42,11 @@ class Gaussians:
         return self.means.shape[0]
 
     def render(
-        self, cameras: Cameras, want: Sequence[str] = ("rgb", "alpha"), background: Sequence[float] = (1.0, 1.0, 1.0)
+        self,
+        cameras: Cameras,
+        want: Sequence[str] = ("rgb", "alpha"),
+        background: Sequence[float] = (1.0, 1.0, 1.0),
+        shift: Float[Tensor, "B V N 2"] | None = None,
     ) -> Views:
         """What the cameras see; see `rasterize`.
 
@@ -54,9 +58,8 @@ class Gaussians:
                 f"{len(self)} scenes need cameras (B = {len(self)}, V), got B = {cameras.c2w.shape[0]}; "
                 "expand the cameras or index the scene"
             )
-        return rasterize(
-            *self.tensors, cameras, want=want, background=background, config=self.raster, backend=self.backend
-        )
+        how = {"config": self.raster, "backend": self.backend, "shift": shift}
+        return rasterize(*self.tensors, cameras, want=want, background=background, **how)
 
     def index(self, which: int | slice | Sequence[int]) -> Gaussians:
         """Some of the scenes, with the batch axis kept. Gradient: to the chosen rows."""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "DEFAULT", "RasterConfig", "check_gaussians", "choose_backend", "rasterize"]
 
-BACKENDS = {  # name -> module with render(means, quats, scales, opacities, colors, cameras, want, background, config)
+BACKENDS = {  # name -> module with render(means, quats, scales, opacities, colors, cameras, want, background, config,
+    # shift)
     "native": "align3d.scenes.raster.native",
     "torch": "align3d.scenes.raster.torch_tiles",
     "gsplat": "align3d.scenes.raster.gsplat",
@@ -39,6 +40,7 @@ def rasterize(
     background: Sequence[float] = (1.0, 1.0, 1.0),
     config: RasterConfig = DEFAULT,
     backend: str = "auto",
+    shift: Float[Tensor, "B V N 2"] | None = None,
 ) -> Views:
     """Renders V views of each of B clouds of Gaussians.
 
@@ -53,6 +55,8 @@ def rasterize(
         background: RGB behind the scene.
         config: What the backends have to agree on.
         backend: "native", "torch", "gsplat", or "auto" (see `choose_backend`).
+        shift: Pixels, right and down, by which each Gaussian is moved in each view after its projection; its shape
+            stays. Zeros that want a gradient tell how much each view pulls at each Gaussian.
 
     Returns:
         Views with the wanted fields. Depth, median depth and normals are 0 where no Gaussian is hit.
@@ -60,17 +64,19 @@ def rasterize(
     Raises:
         ValueError: On shapes that do not fit, unknown channels or backends, and backends that cannot do this.
 
-    Gradient: to the five Gaussian tensors; to the cameras with backend "torch" only. Depth and normals follow
-        RaDe-GS (Zhang et al. 2024): the plane of each ellipsoid's points of greatest density along the rays.
+    Gradient: to the five Gaussian tensors and the shift; to the cameras with backend "torch" only. Depth and normals
+        follow RaDe-GS (Zhang et al. 2024): the plane of each ellipsoid's points of greatest density along the rays.
     """
     _check(means, quats, scales, opacities, colors, cameras, want, background)
+    if shift is not None and shift.shape != (*cameras.c2w.shape[:2], means.shape[1], 2):
+        expected = (*cameras.c2w.shape[:2], means.shape[1], 2)
+        raise ValueError(f"shift must be (B, V, N, 2) = {expected}, got {tuple(shift.shape)}")
     name = choose_backend(means.device.type, want, config) if backend == "auto" else backend
     if name not in BACKENDS:
         raise ValueError(f"unknown raster backend {name!r}; known: auto, {', '.join(BACKENDS)}")
     render = importlib.import_module(BACKENDS[name]).render
-    return render(
-        means, quats, scales, opacities, colors, cameras, tuple(dict.fromkeys(want)), tuple(background), config
-    )
+    gaussians = (means, quats, scales, opacities, colors)
+    return render(*gaussians, cameras, tuple(dict.fromkeys(want)), tuple(background), config, shift)
 
 
 def choose_backend(device: str = "cpu", want: Sequence[str] = (), config: RasterConfig = DEFAULT) -> str:

@@ -44,8 +44,12 @@ def render(
     want: tuple[str, ...],
     background: tuple[float, ...],
     config: RasterConfig,
+    shift: Float[Tensor, "B V N 2"] | None = None,
 ) -> Views:
     """See `align3d.scenes.raster.rasterize`. Gradient: to the five Gaussian tensors.
+
+    The shift is taken for zero. Its gradient, which needs a leaf, comes with `backward()` alone: gsplat projects and
+    draws in one function.
 
     Raises:
         ValueError: Without gsplat, off CUDA, for median depth, for settings that gsplat has fixed, and for cameras
@@ -59,7 +63,7 @@ def render(
     from gsplat import rasterization
 
     gaussians = tuple(x.float() for x in (means, quats, scales, opacities, colors))
-    return compose(rasterization, gaussians, cameras, want, background, config)
+    return compose(rasterization, gaussians, cameras, want, background, config, shift)
 
 
 @functools.cache
@@ -108,11 +112,12 @@ def compose(
     want: tuple[str, ...],
     background: tuple[float, ...],
     config: RasterConfig,
+    shift: Float[Tensor, "B V N 2"] | None = None,
 ) -> Views:
     """Renders with a function that has the signature of `gsplat.rasterization`."""
     means, quats, scales, opacities, colors = gaussians
     if means.shape[1] == 0:
-        return torch_tiles.render(*gaussians, cameras, want, background, config)
+        return torch_tiles.render(*gaussians, cameras, want, background, config, shift)
     seen = to_device(cameras, means)
     geometry = any(name not in ("rgb", "alpha") for name in want)
     features = channels(means, quats, scales, colors, seen, config) if geometry else colors
@@ -120,7 +125,7 @@ def compose(
     if not config.normalize_quats:  # gsplat would normalise them
         M = rotation(quats, normalize=False) * scales[..., None, :]
         covars = M @ M.mT
-    sums, alpha, _ = rasterization(
+    sums, alpha, about = rasterization(
         means,
         quats,
         scales,
@@ -136,6 +141,8 @@ def compose(
         rasterize_mode="antialiased" if config.antialias else "classic",
         covars=covars,
     )
+    if shift is not None and shift.requires_grad and about["means2d"].requires_grad:
+        about["means2d"].register_hook(lambda grad: torch.autograd.backward([shift], [grad.reshape(shift.shape)]))
     return torch_tiles.finish(gather(sums, alpha, seen, geometry), seen, want, background)
 
 

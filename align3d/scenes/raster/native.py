@@ -33,13 +33,13 @@ class Job(ctypes.Structure):
         *((name, _INT) for name in ("B", "V", "N", "H", "W", "threads", "geometry", "normalize", "antialias")),
         *((name, _FLOAT) for name in ("eps2d", "near", "alpha_min", "alpha_max", "t_min")),
         ("background", _FLOAT * 3),
-        *((name, _POINTER) for name in (*INPUTS, "c2w", "K")),
+        *((name, _POINTER) for name in (*INPUTS, "c2w", "K", "shift")),
         *((name, _POINTER) for name in ("records", "z", "rects", "offsets", "base", "ids", "starts")),
         *((name, _POINTER) for name in ("state", "median_id")),
         *((name, _POINTER) for name in OUTPUTS),
         *((f"g_{name}", _POINTER) for name in OUTPUTS),
         ("tile_grads", _POINTER),
-        *((f"g_{name}", _POINTER) for name in INPUTS),
+        *((f"g_{name}", _POINTER) for name in (*INPUTS, "shift")),
     )
 
     def point(self, **tensors: Tensor | None) -> None:
@@ -85,8 +85,9 @@ def render(
     want: tuple[str, ...],
     background: tuple[float, ...],
     config: RasterConfig,
+    shift: Float[Tensor, "B V N 2"] | None = None,
 ) -> Views:
-    """See `align3d.scenes.raster.rasterize`. Gradient: to the five Gaussian tensors.
+    """See `align3d.scenes.raster.rasterize`. Gradient: to the five Gaussian tensors and the shift.
 
     Raises:
         ValueError: If native code cannot be had, for tensors off the CPU, and for cameras that want a gradient.
@@ -100,14 +101,15 @@ def render(
     inputs = [x.float().contiguous() for x in (means, quats, scales, opacities, colors)]
     seen = to_device(cameras, inputs[0])
     poses = [x.detach().contiguous() for x in (seen.c2w, seen.K)]
-    images = _Rasterize.apply(*inputs, *poses, seen.height, seen.width, want, background, config)
+    moved = None if shift is None else shift.float().contiguous()
+    images = _Rasterize.apply(*inputs, moved, *poses, seen.height, seen.width, want, background, config)
     return Views(seen, **dict(zip(want, images, strict=True)))
 
 
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        *inputs, c2w, K, height, width, want, background, config = args
+        *inputs, shift, c2w, K, height, width, want, background, config = args
         lib = library()
         B, V, N = *c2w.shape[:2], inputs[0].shape[1]
         geometry = any(name not in ("rgb", "alpha") for name in want)
@@ -116,7 +118,7 @@ class _Rasterize(torch.autograd.Function):
             *(config.eps2d, config.near, config.alpha_min, config.alpha_max, config.t_min, tuple(background)),
         )
         tiles = -(-width // lib.tile[0]) * -(-height // lib.tile[1])
-        job.point(**dict(zip(INPUTS, inputs, strict=True)), c2w=c2w, K=K)
+        job.point(**dict(zip(INPUTS, inputs, strict=True)), c2w=c2w, K=K, shift=shift)
         kept = {
             "records": torch.empty(B * V * N * (16 if geometry else 12)),
             "rects": torch.empty(B * V * N * 4, dtype=torch.int16),
@@ -140,7 +142,7 @@ class _Rasterize(torch.autograd.Function):
         lib.align3d_render(ctypes.byref(job))
         if any(ctx.needs_input_grad):
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*inputs, c2w, K, *kept.values())
+            ctx.save_for_backward(*inputs, c2w, K, *kept.values())  # nothing depends on the shift but the records
             ctx.job, ctx.kept, ctx.want, ctx.pairs = job, tuple(kept), want, pairs
         return tuple(images[name] for name in want)
 
@@ -150,7 +152,8 @@ class _Rasterize(torch.autograd.Function):
         inputs, c2w, K = ctx.saved_tensors[:5], *ctx.saved_tensors[5:7]
         job = Job.from_buffer_copy(ctx.job)
         job.threads = torch.get_num_threads()
-        job.point(**dict(zip(INPUTS, inputs, strict=True)), c2w=c2w, K=K)
+        of_shift = torch.empty(job.B, job.V, job.N, 2) if ctx.needs_input_grad[5] else None
+        job.point(**dict(zip(INPUTS, inputs, strict=True)), c2w=c2w, K=K, shift=None, g_shift=of_shift)
         job.point(**dict(zip(ctx.kept, ctx.saved_tensors[7:], strict=True)))
         of_images = {
             f"g_{name}": None if g is None else g.contiguous() for name, g in zip(ctx.want, grads, strict=True)
@@ -159,4 +162,4 @@ class _Rasterize(torch.autograd.Function):
         tile_grads = torch.empty(ctx.pairs * (16 if job.geometry else 12))
         job.point(**of_images, tile_grads=tile_grads, **{f"g_{n}": g for n, g in zip(INPUTS, of_inputs, strict=True)})
         library().align3d_backward(ctypes.byref(job))
-        return (*of_inputs, *(None,) * 7)
+        return (*of_inputs, of_shift, *(None,) * 7)

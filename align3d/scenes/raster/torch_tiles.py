@@ -36,10 +36,13 @@ def render(
     want: tuple[str, ...],
     background: tuple[float, ...],
     config: RasterConfig,
+    shift: Float[Tensor, "B V N 2"] | None = None,
 ) -> Views:
     """See `align3d.scenes.raster.rasterize`. Gradient: to all tensors, cameras included."""
     seen = to_device(cameras, means)
     projection = project(means, quats, scales, opacities, seen, config)
+    if shift is not None:
+        projection = projection._replace(mean2d=projection.mean2d + shift)
     table = torch.cat(
         [
             *(projection.mean2d, projection.conic, projection.opacity[..., None]),

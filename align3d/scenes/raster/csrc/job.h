@@ -27,6 +27,7 @@ struct Job {
   // inputs
   const float *means, *quats, *scales, *opacities, *colors;  // (B N ...)
   const float *c2w, *K;                                      // (B V 4 4), (B V 3 3)
+  const float* shift;                                        // (B V N 2) pixels added to the means, null if zero
   // kept for the backward pass; F = FLOATS<geometry>, T = tiles of an image
   float* records;      // (B V N F)
   float* z;            // (B V N)
@@ -43,6 +44,7 @@ struct Job {
   const float *g_rgb, *g_alpha, *g_depth, *g_median_depth, *g_normal;
   float* tile_grads;                                              // (I F)
   float *g_means, *g_quats, *g_scales, *g_opacities, *g_colors;  // (B N ...)
+  float* g_shift;                                                 // (B V N 2), null if not wanted
 
   int64_t record_floats() const { return geometry ? FLOATS<true> : FLOATS<false>; }
   int across() const { return (W + TILE_W - 1) / TILE_W; }

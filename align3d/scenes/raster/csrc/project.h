@@ -159,6 +159,11 @@ static void project_chunk(const Job& job, int64_t scene, int first, int last) {
       const int64_t view = scene * job.V + v, row = view * job.N + g;
       Camera camera(job, view);
       Seen<GEO> s(job, camera, shape);
+      if (job.shift && any(s.drawn)) {
+        vf by[2];
+        load_rows<2>(job.shift + 2 * view * job.N, g, job.N, by);
+        s.mean_x += by[0], s.mean_y += by[1];
+      }
       for (int l = 0; l < lanes; l++) job.offsets[row + l] = 0, job.rects[row + l] = {0, 0, -1, -1};
       if (!any(s.drawn)) continue;
       // The box where alpha can reach alpha_min. Its edge is never reached, so rounding may go either way on it.

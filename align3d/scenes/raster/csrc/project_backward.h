@@ -136,9 +136,11 @@ static void unproject(const Job& job) {
       vi ever = {};
       for (int v = 0; v < job.V; v++) {
         const int64_t view = scene * job.V + v;
-        vf G[FLOATS<GEO>];
+        vf G[FLOATS<GEO>] = {};
         vi drawn;
-        if (!gather<GEO>(job, view, g, lanes, G, drawn)) continue;
+        const bool some = gather<GEO>(job, view, g, lanes, G, drawn);
+        if (job.g_shift) store_rows<2>(job.g_shift + 2 * view * N, g, job.N, G);  // G[0], G[1]: by the mean
+        if (!some) continue;
         if (!any(ever)) shape.init<GEO>(job, scene, g);
         ever |= drawn;
         Camera camera(job, view);
