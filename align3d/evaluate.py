@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align3d.features import FeatureNetwork
+    from align3d.intervals import Kind
     from align3d.types import BaseModel, Cameras, Reward, Views
 
 AZIMUTHS = (45.0, 135.0, 225.0, 315.0)  # degrees; between the training views, where nothing was optimised
 ELEVATION = 20.0  # degrees
-MANY = 10  # prompts from which on a bootstrap over them says something
-RESAMPLES = 4000  # of the bootstrap
-INTERVAL = 0.95  # probability that intervals are made for
 
 
 @dataclass(frozen=True)
@@ -282,17 +280,19 @@ def compare(base: Evaluation, tuned: Evaluation, seed: int = 0) -> Comparison:
 
 
 def change(
-    name: str, before: Float[Tensor, "P"], after: Float[Tensor, "P"], seed: int = 0, wins: float | None = None
+    name: str,
+    before: Float[Tensor, "P"],
+    after: Float[Tensor, "P"],
+    seed: int = 0,
+    wins: float | None = None,
+    kind: Kind = "percentile",
 ) -> Change:
     """A paired comparison over P prompts, one number each.
 
-    The standard error is that of the mean of P differences; the interval is the percentile bootstrap over prompts. With
-    fewer than ten, of which a bootstrap sees too little, it is Student's t, and there is no z.
+    The standard error is that of the mean of P differences; the interval is the bootstrap over prompts. With fewer than
+    ten, of which a bootstrap sees too little, it is Student's t, and there is no z.
     """
-    import torch
-
-    from align3d.intervals import t_quantile
-    from align3d.rng import stream
+    from align3d.intervals import INTERVAL, MANY, bootstrap, t_quantile
 
     d = (after - before).double()
     P = len(d)
@@ -311,10 +311,7 @@ def change(
         half = t_quantile(P - 1, INTERVAL) * error
         low, high = values["change"] - half, values["change"] + half
         return Change(name, **values, error=error, z=None, low=low, high=high, wins=wins)
-    generator = stream(seed, "bootstrap")
-    means = [d[torch.randint(P, (100, P), generator=generator)].mean(1) for _ in range(RESAMPLES // 100)]
-    tails = torch.tensor([(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], dtype=d.dtype)
-    low, high = torch.cat(means).quantile(tails).tolist()
+    low, high = bootstrap(d, seed, kind)
     return Change(name, **values, error=error, z=z if math.isfinite(z) else None, low=low, high=high, wins=wins)
 
 

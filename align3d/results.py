@@ -118,14 +118,14 @@ def markdown(results: Sequence[Result], prompts: Sequence[str], trained: Mapping
     base, *tuned = results
     names = list(base.numbers)
     heads = ["", *["FID (95 % interval)" if name == "fid" else name for name in names], "trained on"]
-    lines = _table(heads, [[_escape(r.name), *_cells(r, base), _escape(trained.get(r.name) or "")] for r in results])
+    lines = table(heads, [[escape(r.name), *_cells(r, base), escape(trained.get(r.name) or "")] for r in results])
     if tuned:
         heads = ["", "", BASE, "tuned", "change", "95 % interval", "z", "went up"]
-        lines += ["", "## Changes against the base", "", *_table(heads, list(_changed(tuned)), left=2)]
+        lines += ["", "## Changes against the base", "", *table(heads, list(_changed(tuned)), left=2)]
     lines += ["", "## Prompts"]
     for name in base.prompts:
-        rows = [[_escape(p), *(number(r.prompts[name][i]) for r in results)] for i, p in enumerate(prompts)]
-        lines += ["", f"### {name}", "", *_table(["", *(_escape(r.name) for r in results)], rows)]
+        rows = [[escape(p), *(number(r.prompts[name][i]) for r in results)] for i, p in enumerate(prompts)]
+        lines += ["", f"### {name}", "", *table(["", *(escape(r.name) for r in results)], rows)]
     return "\n".join([*lines, ""])
 
 
@@ -165,20 +165,22 @@ def _changed(tuned: Sequence[Result]) -> Iterator[list[str]]:
         for c in result.all_changes():
             cells = [number(c.base), number(c.tuned), number(c.change, sign=True), interval(c)]
             cells += ["" if c.z is None else f"{c.z:+.1f}", "" if c.wins is None else f"{100 * c.wins:.0f} %"]
-            yield [_escape(result.name), _escape(c.name), *cells]
+            yield [escape(result.name), escape(c.name), *cells]
         if result.fid is not None:
             d = result.fid
             span = between(d.above_low, d.above_high, True, d.above)
             floor = number(d.value - d.above)
-            yield [_escape(result.name), "FID", floor, number(d.value), number(d.above, sign=True), span, "", ""]
+            yield [escape(result.name), "FID", floor, number(d.value), number(d.above, sign=True), span, "", ""]
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """The lines of a table in Markdown; the first `left` columns are texts, the others numbers."""
     rule = "|" + "---|" * left + "--:|" * (len(heads) - left)
     return ["| " + " | ".join(heads) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A text as Markdown shows it in a table."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -7,23 +7,22 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align3d.files import read_lines
 from align3d.registry import blame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from align3d.prompt_lists import PromptList
     from align3d.types import BaseModel, Prior
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "prompts"  # train.txt and heldout.txt
 MAX_SIZE = 8192  # pixels, side of a picture
 MAX_PIXELS = 1 << 28  # of the pictures that are in memory together; 3 bytes each when written, 12 when drawn
 MAX_SEED = 2**63 - 1
-MAX_BYTES = 1 << 24  # of a prompt file; larger ones are some other file, given by mistake
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts in a text file: one per line, empty lines and lines that begin with # left out.
+    """The prompts in a file: a text with one per line, or one of the layouts that `prompt_lists` knows.
 
     Args:
         path: The file, or "train" or "heldout" for the lists of the embedded generator: held-out prompts combine
@@ -33,6 +32,13 @@ def read_prompts(path: Path) -> list[str]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no UTF-8 text, too large, or has no prompts.
     """
+    return list(read_prompt_list(path).prompts)
+
+
+def read_prompt_list(path: Path) -> PromptList:
+    """The same with categories and numbers, where the file has some."""
+    from align3d.prompt_lists import read_list
+
     shipped = {file.stem: file for file in SHIPPED.glob("*.txt")}
     if not path.is_file():
         if str(path) not in shipped:
@@ -41,13 +47,7 @@ def read_prompts(path: Path) -> list[str]:
                 f"no prompt file {path}; give a text file with one prompt per line, or one of {lists}"
             )
         path = shipped[str(path)]
-    lines = read_lines(path, MAX_BYTES)
-    if any("\0" in line for line in lines):
-        raise ValueError(f"{path} has NUL bytes in it, so it is no text; save it as UTF-8")
-    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not prompts:
-        raise ValueError(f"{path} has no prompts; write one per line")
-    return prompts
+    return read_list(path)
 
 
 def gather(given: Sequence[str], file: Path | None) -> list[str]:

@@ -1,0 +1,1 @@
+"""Results that are there already, judged: whose they are, what rewards say of them, and how methods compare."""
