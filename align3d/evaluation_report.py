@@ -54,7 +54,7 @@ def write_evaluation(
             none is a run of its own.
     """
     base, *tuned = results
-    title = f"Model {_model(about)}: the base" + (f" and {_count(len(tuned), 'tuned model')}" if tuned else "")
+    title = f"Model {_model(about)}: the base" + (f" and {count(len(tuned), 'tuned model')}" if tuned else "")
     seen = next(iter(evaluations.values()))
     body = [
         h("p", "align3d evaluation", class_="kicker"),
@@ -65,10 +65,10 @@ def write_evaluation(
         _scatter(results, paths or {}),
         _changes(tuned),
         _pictures(evaluations),
-        _prompts(results, seen.prompts),
-        _settings(about),
+        every_prompt(results, seen.prompts),
+        settings(about),
     ]
-    return _write(path, title, body)
+    return write_page(path, title, body)
 
 
 def write_comparison(
@@ -94,7 +94,7 @@ def write_comparison(
     groups = dict.fromkeys(curve.group for curve in curves)
     title = f"Model {_model(about)}: {', '.join(groups)}" if len(groups) < 5 else f"{len(groups)} groups of runs"
     seen = next(iter(evaluations.values()))
-    runs = f"{_count(len(curves), 'run')} in {_count(len(groups), 'group')}" + (
+    runs = f"{count(len(curves), 'run')} in {count(len(groups), 'group')}" + (
         f", trained on {trained}" if trained else ""
     )
     body = [
@@ -105,13 +105,14 @@ def write_comparison(
         h("p", READ, class_="note") if results[0].fid is not None else None,
         _pictures(evaluations),
         h("h2", "Every checkpoint"),
-        h("details", h("summary", _count(len(results) - 1, "checkpoint"), " and the base"), _numbers(results, {})),
-        _settings(about),
+        h("details", h("summary", count(len(results) - 1, "checkpoint"), " and the base"), _numbers(results, {})),
+        settings(about),
     ]
-    return _write(path, title, body)
+    return write_page(path, title, body)
 
 
-def _write(path: Path, title: str, body: Sequence[Html | None]) -> Path:
+def write_page(path: Path, title: str, body: Sequence[Html | None]) -> Path:
+    """Writes a page with the style of reports; an older one is replaced."""
     foot = h("footer", "Made by align3d. This page loads nothing from the network.")
     page = document(title, STYLE.read_text(encoding="utf-8"), h("main", *body), foot)
     with replacing(path) as temporary:
@@ -123,15 +124,14 @@ def _model(about: Mapping[str, Any]) -> str:
     return str(about.get("model", {}).get("name", ""))
 
 
-def _count(number_: int, what: str) -> str:
+def count(number_: int, what: str) -> str:
+    """A number of things in words."""
     return f"{number_} {what}{'s' * (number_ != 1)}"
 
 
 def _protocol(seen: Evaluation, about: Mapping[str, Any]) -> str:
-    grid = (
-        f"{_count(len(seen.prompts), 'prompt')}, {_count(len(seen.seeds), 'seed')} each, the same noise for all models"
-    )
-    cameras = f"{_count(int(about.get('views', 0)), 'view')} of {about.get('size')} pixels"
+    grid = f"{count(len(seen.prompts), 'prompt')}, {count(len(seen.seeds), 'seed')} each, the same noise for all models"
+    cameras = f"{count(int(about.get('views', 0)), 'view')} of {about.get('size')} pixels"
     return f"{grid}, {cameras}."
 
 
@@ -260,8 +260,8 @@ def _pictures(evaluations: Mapping[str, Evaluation]) -> Html | None:
     return join(h("h2", "Samples"), note, h("div", *map(figure, exhibits), class_=many))
 
 
-def _prompts(results: Sequence[Result], prompts: Sequence[str]) -> Html:
-    """Every prompt's numbers, folded away."""
+def every_prompt(results: Sequence[Any], prompts: Sequence[str]) -> Html:
+    """Every prompt's numbers, folded away; of what has a name and, by reward, numbers of all prompts."""
     folds = []
     for name in results[0].prompts:
         head = h("thead", h("tr", h("th", "", scope="col"), *[h("th", r.name, scope="col") for r in results]))
@@ -273,7 +273,8 @@ def _prompts(results: Sequence[Result], prompts: Sequence[str]) -> Html:
     return join(h("h2", "Every prompt"), *folds)
 
 
-def _settings(about: Mapping[str, Any]) -> Html:
+def settings(about: Mapping[str, Any]) -> Html:
+    """All that was measured and how, folded away."""
     from align3d.checkpoint import flat
 
     rows = [h("tr", h("th", key, scope="row"), h("td", str(value))) for key, value in flat(dict(about)).items()]

@@ -39,9 +39,12 @@ class PromptList:
         first: dict[str, int] = {}
         for i, prompt in enumerate(self.prompts):
             first.setdefault(prompt, i)
+        return self.only(list(first.values()))
+
+    def only(self, rows: Sequence[int]) -> PromptList:
+        """Those at some places."""
         every = (self.prompts, self.categories, self.ids)
-        kept = (None if of is None else tuple(of[i] for i in first.values()) for of in every)
-        return PromptList(*kept)
+        return PromptList(*(None if of is None else tuple(of[i] for i in rows) for of in every))
 
 
 def read_list(path: Path) -> PromptList:
@@ -74,14 +77,14 @@ def _lines(path: Path) -> list[str]:
 def _of_table(path: Path, separator: str) -> PromptList:
     """A table with a head, as DrawBench's."""
     try:
-        head, *rows = csv.reader([line + "\n" for line in _lines(path)], delimiter=separator, strict=True)
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path} is no table that can be read ({error or 'it is empty'})") from None
+        head, *rows = [*csv.reader([line + "\n" for line in _lines(path)], delimiter=separator, strict=True)] or [[]]
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table that can be read ({error})") from None
     names = [name.strip().lower() for name in head]
     column, kind = (next((i for i, name in enumerate(names) if name in known), None) for known in (PROMPT, CATEGORY))
     if column is None:
         raise ValueError(
-            f"{path} has no column of prompts; the first line must name one Prompts, got {', '.join(head)}"
+            f"{path} has no column of prompts; the first line must name one Prompts, got {', '.join(head) or 'nothing'}"
         )
     rows = [(number, row) for number, row in enumerate(rows, 2) if any(cell.strip() for cell in row)]
     for number, row in rows:

@@ -268,7 +268,7 @@ def source(models: Models, one: Tuned | None) -> Iterator[Any]:
         yield model
 
 
-def progress(name: str, rank: int) -> Callable[[int, int], None] | None:
+def progress(name: str, rank: int, what: str = "samples") -> Callable[[int, int], None] | None:
     """Lines on standard error: the first, the last, and one now and then."""
     if rank:
         return None
@@ -280,6 +280,6 @@ def progress(name: str, rank: int) -> Callable[[int, int], None] | None:
         if now - shown >= EVERY or done == total:
             shown = now
             left = duration((now - begun) / done * (total - done))
-            print(f"{name}: {done}/{total} samples, {left} left", file=sys.stderr, flush=True)
+            print(f"{name}: {done}/{total} {what}, {left} left", file=sys.stderr, flush=True)
 
     return tell

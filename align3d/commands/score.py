@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from align3d.commands.inputs import check_pictures, check_range, choose_device, read_prompts
+from align3d.commands.inputs import MAX_SEED, check_pictures, check_range, choose_device, read_prompts
 from align3d.commands.listed import listed
 
 if TYPE_CHECKING:
@@ -25,18 +25,27 @@ MEAN = "mean"
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Score pictures and .ply scenes by any rewards: a table of files and rewards.
+    """Score pictures and .ply scenes by any rewards: a table of files and rewards; or compare folders of results.
 
     A scene is seen by the four canonical cameras, as `align3d sample` has it, and its score is the mean over them. A
     picture is one view, of its own size; of an animation, the first frame. All files are read, and all rewards asked
     whether they can judge them, before the first is scored.
+
+    --results compares methods, a folder each, over a list of prompts: runs of `align3d optimize --prompts`, or pictures
+    from elsewhere. Scenes are seen by cameras between those of training. --out gets table.json, table.md, report.html.
     """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # pictures (.png, .jpg, .webp) and scenes (.ply)
     rewards: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """rewards: dnc, "dnc(alpha=0.5)", "mine=dnc(alpha=0.5)", package.module:function; may be given several times"""
     prompt: str | None = None  # what all the files should show; rewards that do not read it take any
-    prompts: Path | None = None  # instead of --prompt: a text file with a line for each of the files, in their order
+    prompts: Path | None = None  # instead: a line for each of the files, in their order; of --results, the prompts
+    results: tuple[str, ...] = ()  # instead of files: NAME=FOLDER ..., the first is what the others are compared with
+    out: Path | None = None  # of --results: folder to write to: new, empty, or an earlier start, which goes on
+    num_views: int = 0  # of --results: cameras around a scene, pictures of a prompt; 0 = 4, and as many as there are
+    skip_unknown: bool = False  # of --results: leave out prompts that a reward cannot judge, instead of refusing them
+    interval: Literal["percentile", "bca"] = "percentile"  # of --results: bootstrap; bca corrects for skew
+    seed: int = 0  # of the bootstrap
     views: bool = False  # also the number of every view
     json: bool = False  # a JSON object for each file, in the place of the table
     size: int = 256  # side of a scene's views in pixels, at most 8192; `align3d sample` scores at 64
@@ -47,22 +56,47 @@ class Score:
     shorthands: ClassVar[dict[str, str]] = {"--reward": "--rewards"}
 
     def __post_init__(self) -> None:
-        check_pictures(self.size, "views", NUM_VIEWS)
+        check_range("num_views", self.num_views, 0, 1000)
+        check_range("seed", self.seed, 0, MAX_SEED)
+        check_pictures(self.size, "views", max(NUM_VIEWS, self.num_views))
+        self.check_kind()
         check_range("eps2d", self.eps2d, 0, 1000)
         for value in self.background:
             check_range("background", value, 0, 1)
+
+    def check_kind(self) -> None:
+        """Refuse options of files and of results together.
+
+        Raises:
+            ValueError: Names them.
+        """
+        own = {"files": self.files, "--prompt": self.prompt is not None, "--views": self.views, "--json": self.json}
+        theirs = {"--out": self.out is not None, "--num-views": self.num_views, "--skip-unknown": self.skip_unknown}
+        theirs |= {"--interval": self.interval != "percentile"}
+        wrong = [name for name, given in (own if self.results else theirs).items() if given]
+        if self.results and wrong:
+            raise ValueError(f"--results goes without {', '.join(wrong)}; table.json has the number of every view")
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)} say{'s' * (len(wrong) == 1)} nothing without --results NAME=FOLDER ..."
+            )
+        if self.results and self.out is None:
+            raise ValueError("--results needs --out FOLDER, for table.json, table.md and report.html")
 
 
 def run(options: Score) -> None:
     """Check everything, then score file by file and say so at once."""
     import torch
 
+    from align3d.commands import score_results
     from align3d.rewards.score import as_reward, check_prompts
 
-    if not options.files:
+    if not options.files and not options.results:
         raise ValueError("no files; `align3d score a.png b.ply --rewards NAME --prompt TEXT` scores two")
     if not any(options.rewards):
         raise ValueError("no rewards; give --rewards NAME ... (`align3d list rewards` says which there are)")
+    if options.results:
+        return score_results.run(options)
     prompts = prompts_of(options)
     asked = listed("reward", [text for texts in options.rewards for text in texts])
     rewards = {label: as_reward(one.part) for label, one in asked.items()}

@@ -9,7 +9,7 @@ They are one rule: letters and digits count, whatever is between them, and a num
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,14 +61,23 @@ class Assigned:
         if taken != name:
             self.unclear.append(f"{taken} and {name} are the same view of the same prompt")
 
-    def views(self, wanted: int) -> int:
-        """How many views a prompt has: as many as wanted, or else as most prompts have; counted from 0 afterwards."""
+    def views(self, wanted: int, prompts: int) -> int:
+        """How many views a prompt has, counted from 0 afterwards.
+
+        Args:
+            wanted: So many; 0: the number with which the least is missing and superfluous.
+            prompts: Their number.
+        """
         views = [view for found in self.places.values() for view in found]
-        counts = Counter(len(found) for found in self.places.values())
-        num = wanted or max(counts, key=lambda n: (counts[n], n), default=1)
-        if views and 0 not in views and num in views:  # they are counted from 1
+        if views and 0 not in views and (wanted or max(views)) in views:  # they are counted from 1
             self.places = {p: {view - 1: name for view, name in found.items()} for p, found in self.places.items()}
-        return num
+            views = [view - 1 for view in views]
+
+        def wrong(num: int) -> int:
+            right = sum(view < num for view in views)
+            return prompts * num - right + len(views) - right
+
+        return wanted or min({1, *(view + 1 for view in views)}, key=lambda num: (wrong(num), -num))
 
 
 def assign(names: Mapping[str, str], prompts: PromptList, views: int, where: str, what: str) -> list[list[str]]:
@@ -77,7 +86,7 @@ def assign(names: Mapping[str, str], prompts: PromptList, views: int, where: str
     Args:
         names: File or folder -> its name without what is not of the prompt, such as a suffix.
         prompts: Each once.
-        views: That a prompt must have; 0: as many as most have.
+        views: That a prompt must have; 0: as many as there seem to be.
         where: They are, for errors.
         what: They are, for errors: picture or folder.
 
@@ -99,7 +108,7 @@ def assign(names: Mapping[str, str], prompts: PromptList, views: int, where: str
             found.unclear.append(f"{name} may be {own}")
         else:
             found.put(name, next(iter(all_of_it)))
-    num = found.views(views)
+    num = found.views(views, len(prompts.prompts))
     missing = [(p, v) for p in range(len(prompts.prompts)) for v in range(num) if v not in found.places.get(p, {})]
     found.foreign += [name for held in found.places.values() for v, name in sorted(held.items()) if v >= num]
     wrong = list(_wrong(found, missing, prompts, num, what, len(names)))

@@ -1,7 +1,7 @@
-"""How methods stand: the mean of each reward with its interval, and the difference to the first method, by prompt.
+"""How methods stand: the mean of each reward with its interval, and the difference to the first method.
 
-A prompt is what is counted: its number is the mean over its views and seeds. Methods have the same prompts, so that they
-are compared prompt by prompt, which leaves out how hard the prompts are.
+A prompt is what is counted: its number is the mean over its views and seeds. Methods have the same prompts, and are
+compared prompt by prompt, which leaves out how hard each one is.
 """
 
 from __future__ import annotations
