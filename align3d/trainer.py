@@ -11,6 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from align3d.log import TERM
@@ -38,6 +39,7 @@ class Loop:
     updates: int = 60  # rounds of sampling and learning, at most
     minutes: float = 0.0  # of updates, looks and pictures left out, after which the run ends early; 0 = no limit
     batch_size: int = 8  # samples per rollout and process
+    batch_later: tuple[tuple[int, int], ...] = ()  # UPDATE SIZE, in order: the batch_size from that update on
     group: int = 1  # samples of a batch that share a prompt; ddpo compares them, and needs 2 or more
     accumulate: int = 1  # rollouts per update; 2 of batch 4 give the update of one of batch 8, in half the memory
     learning_rate: float = 3e-3  # of AdamW, after the warm-up
@@ -59,15 +61,24 @@ class Loop:
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"loop.{name} must be at least {low} and finite, got {getattr(self, name)}")
-        if self.batch_size % self.group:
-            got = f"{self.batch_size} and {self.group}"
-            raise ValueError(f"loop.batch_size must be a multiple of loop.group, got {got}")
+        later = [(0, self.batch_size), *self.batch_later]
+        if not all(a < b for (a, _), (b, _) in pairwise(later)) or min(size for _, size in later) < 1:
+            raise ValueError(
+                f"loop.batch_later must be updates in order, each with a size of 1 or more, got {self.batch_later}"
+            )
+        for _, size in later:
+            if size % self.group:
+                raise ValueError(f"loop.batch_size must be a multiple of loop.group, got {size} and {self.group}")
         for name in ("learning_rate", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"loop.{name} must be above 0 and finite, got {getattr(self, name)}")
         for name, decay in (("ema", self.ema), *(("betas", beta) for beta in self.betas)):
             if not 0 <= decay < 1:
                 raise ValueError(f"loop.{name} must be in [0, 1), got {decay}")
+
+    def size(self, update: int) -> int:
+        """Samples per rollout and process in an update, counted from 0."""
+        return [self.batch_size, *(size for start, size in self.batch_later if update >= start)][-1]
 
     def spent(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the updates of some rows have taken the time that there is."""
@@ -228,7 +239,7 @@ class Trainer:
         from align3d import distributed
         from align3d.timing import TimedModel
 
-        batch, size = part * distributed.world() + distributed.rank(), self.loop.batch_size
+        batch, size = part * distributed.world() + distributed.rank(), self.loop.size(update)
         rng = Streams.batch(self.loop.seed, update, batch * size, size, self.loop.group)
         prompts = draw(self.prompts, rng)
         model, score = TimedModel(self.model, self.split), self.split.score(self.score)

@@ -3,7 +3,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +121,32 @@ def test_two_rollouts_of_half_the_batch_give_the_same_updates(rounds):
     for row, half in zip(steady(rows), steady(halves), strict=True):
         assert half == pytest.approx(row, abs=1e-5)
     assert weights(whole) != weights(train(SMALL, FakeMethod(rounds=5))[1])  # rounds do count
+
+
+def test_batches_change_size_on_the_way():
+    """Until then and from then on, an update is one of a run whose batches have that size all along."""
+    loop = replace(SMALL, updates=4, batch_size=4, batch_later=((2, 2), (3, 6)))
+    assert [loop.size(update) for update in range(5)] == [4, 4, 2, 6, 6]
+    seen = []
+
+    @dataclass(frozen=True)
+    class Counting(FakeMethod):
+        def losses(self, model, score, times, prompts, rng):
+            seen.append(rng.keys)
+            return super().losses(model, score, times, prompts, rng)
+
+    _, model = train(loop, Counting())
+    assert seen == [Streams.batch(0, update, 0, size).keys for update, size in enumerate((4, 4, 2, 6))]
+    first = replace(loop, updates=2, batch_later=())
+    assert weights(train(replace(loop, updates=2))[1]) == weights(train(first)[1]) != weights(model)
+
+
+@pytest.mark.parametrize("later", [((5, 0),), ((0, 2),), ((5, 2), (5, 4))])
+def test_later_batches_are_in_order(later):
+    with pytest.raises(ValueError, match=r"loop\.batch_later must be updates in order"):
+        Loop(batch_later=later)
+    with pytest.raises(ValueError, match=r"multiple of loop\.group, got 3 and 2"):
+        Loop(batch_size=4, group=2, batch_later=((5, 3),))
 
 
 def test_the_rows_of_a_group_share_a_prompt_whatever_the_split():
