@@ -1,8 +1,9 @@
-"""What config.json says of the parts of a run: their names, as `--model NAME` has them, and their fields."""
+"""What config.json says of the parts of a run: their names, as `--model NAME` has them, and their fields; and back."""
 
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align3d.methods import METHODS
@@ -28,6 +29,31 @@ def described(part: Any, name: str | None = None) -> dict[str, Any]:
 def inner(value: Any) -> Any:
     """A field's value; of options in groups, their fields."""
     return described(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def instance(part: type, options: Mapping[str, Any]) -> Any:
+    """A part with those of the options that it has; the rest keep their defaults.
+
+    Args:
+        part: A dataclass.
+        options: By name; those in groups are dictionaries, as `described` gives them.
+
+    Raises:
+        ValueError: If an option has a value that the part cannot have.
+    """
+    own = {f.name: f for f in fields(part)}
+    values = {}
+    for name in own.keys() & options.keys():
+        value, group = options[name], own[name].default_factory
+        if isinstance(value, dict) and is_dataclass(group):
+            value = instance(group, value)
+        if isinstance(value, str) and "Path" in str(own[name].type):
+            value = Path(value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return part(**values)
+    except TypeError as error:
+        raise ValueError(f"the run's config.json has options that {part.__name__} cannot have: {error}") from None
 
 
 def name_of(part: Any, table: Mapping[str, str]) -> str:

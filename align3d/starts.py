@@ -141,10 +141,13 @@ class NerfStart(NerfOptions):
 class PictureStart:
     """A picture in the prior's latents, or as many views as --cameras.views: noise, or a picture to begin with."""
 
-    start: Path | None = None  # .png, .jpg or .webp to begin with, all of it, at the size of the prior's pictures
+    start: Path | None = None  # square .png, .jpg or .webp to begin with; brought to the prior's size
     strength: float = 1.0  # standard deviation of the noise to begin with, without a picture
+    rate: float = 0.01  # learning rate of the latents
 
     def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 10:
+            raise ValueError(f"scene.rate must be 0 to 10, got {self.rate}")
         if not 0 <= self.strength <= 100:
             raise ValueError(f"scene.strength must be 0 to 100, got {self.strength}")
 
@@ -152,17 +155,15 @@ class PictureStart:
         """The latents under a prior; errors are those of GaussianStart."""
         import torch
 
-        from align3d.latent_pictures import FIXED, LatentPictures, Latents
-        from align3d.rewards.preprocess import resize
+        from align3d.latent_pictures import FIXED, LatentPictures, Latents, picture_of
         from align3d.rng import stream
-        from align3d.scenes.picture_files import read_picture
 
         prior, cameras = stage.prior, stage.cameras
         views = cameras(FIXED).c2w.shape[1]
         if self.start is None:
             noise = torch.randn(1, views, *prior.latent_shape, generator=stream(stage.seed, "start"))
-            return LatentPictures(Latents(self.strength * noise).to(stage.device), prior, cameras)
-        picture = resize(read_picture(self.start, stage.background)[None], prior.size).clamp(0, 1)
+            return LatentPictures(Latents(self.strength * noise, self.rate).to(stage.device), prior, cameras)
+        picture = picture_of(self.start, prior.size, stage.background)
         with torch.no_grad():
-            latents = prior.latents(picture[None].expand(1, views, -1, -1, -1).to(stage.device))
-        return LatentPictures(Latents(latents), prior, cameras)
+            latents = prior.latents(picture.expand(1, views, -1, -1, -1).to(stage.device))
+        return LatentPictures(Latents(latents, self.rate), prior, cameras, latents)

@@ -1,4 +1,4 @@
-"""Recipes: what they set, against the published tables; through the command line, with tiny weights."""
+"""Recipes of Nabla-R2D3: what they set, against the published tables; through the command line, with tiny weights."""
 
 import json
 from dataclasses import fields
@@ -14,9 +14,9 @@ from align3d import recipes, registry, samples
 from align3d.cli import main
 from align3d.commands.train import Train
 from align3d.models import published
-from align3d.recipes import PARTS, RECIPES
+from align3d.recipes import PARTS, RECIPES, nabla
 
-BOTH = [(name, variant) for name in RECIPES for variant in ("paper", "released")]
+BOTH = [(name, variant) for name in nabla.RECIPES for variant in ("paper", "released")]
 # method.beta, method.drift, loop.learning_rate, model.rank, model.guidance, azimuth_jitter, samples of an update
 PUBLISHED = {
     ("nabla-r2d3-aesthetic-diffsplat-pas", "paper"): (2e6, 3e3, 1e-4, 16, 7.5, 60, 4),

@@ -249,7 +249,7 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(ValueError, match="load the prior with a rank above 0"):
+    with pytest.raises(ValueError, match=r"give --prior\.rank 4"):
         check(PixelSubject(1), VSD(), redness, PROMPTS)
     with pytest.raises(ValueError, match="phi_rate must be above 0"):
         VSD(phi_rate=0.0)

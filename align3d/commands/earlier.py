@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align3d.log import read_json
 from align3d.models.lora_files import adapter_folder, settings
 from align3d.runs import Run
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FOLDERS = ("adapter", "adapter-ema", "best")  # adapters in a run's folder
 
@@ -38,22 +34,3 @@ def model_of(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):  # the model says so when it loads the adapter
         return options
     return options | {name: value for name, value in (("rank", rank), ("alpha", alpha)) if value is not None}
-
-
-def instance(part: type, options: Mapping[str, Any]) -> Any:
-    """A part with those of the options that it has; the rest keep their defaults.
-
-    Raises:
-        ValueError: If an option has a value that the part cannot have.
-    """
-    own = {f.name: f for f in fields(part)}
-    values = {}
-    for name in own.keys() & options.keys():
-        value = options[name]
-        if isinstance(value, str) and "Path" in str(own[name].type):
-            value = Path(value)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    try:
-        return part(**values)
-    except TypeError as error:
-        raise ValueError(f"the run's config.json has options that {part.__name__} cannot have: {error}") from None

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from align3d import registry
-from align3d.commands.earlier import instance, model_of
+from align3d.commands.earlier import model_of
 from align3d.commands.listed import choose
 from align3d.commands.parts import load_part, table
 from align3d.commands.reading import read
+from align3d.config import instance
 from align3d.rewards.score import make
 
 if TYPE_CHECKING:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.commands.flags import value_of
 from align3d.commands.inputs import MAX_SEED, check_range, choose_device, load_prior, read_prompts, slug
+from align3d.commands.parts import load_part
+from align3d.commands.recipe import of_recipe, recorded
 from align3d.commands.train import report
 from align3d.config import described, of_reward
 
@@ -25,18 +27,36 @@ LOOP = {  # as the published runs have it, but for their length
 
 
 GUIDANCE = {"embedded": 5.0}  # of SDS with a prior that has been tried with less than the published 100
+USUAL = {"prior": "embedded", "method": "sds", "scene": "gaussians", "reward": "clip-tiny", "cameras": "ring"}
 
 
 def told(args: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Defaults that differ from those of training, and from the published ones where the prior wants others."""
-    prior = value_of("--prior", args, "embedded")
-    own = {"method": {"name": "sds", "guidance": GUIDANCE[prior]}} if prior in GUIDANCE else {}
-    return {"loop": LOOP, **own}
+    """Defaults: those of the recipe that is named, or of distillation; and what the method wants of the prior.
+
+    Raises:
+        ValueError: If there is no such recipe, or a variant of none.
+    """
+    found = of_recipe(args, "optimize") or {"loop": LOOP}
+    prior, method = (
+        value_of(f"--{kind}", args, found.get(kind, {}).get("name", USUAL[kind])) for kind in ("prior", "method")
+    )
+    if prior in GUIDANCE and "method" not in found:
+        found["method"] = {"name": "sds", "guidance": GUIDANCE[prior]}
+    if value_of("--method.weighting.kind", args) == "none" and "explore" in found.get("method", {}):
+        found["method"]["explore"] |= {"candidates": 1}  # of a recipe, whose many would have no weighting
+    rank = getattr(load_part("method", method), "rank", 0)
+    if rank:
+        own = found.get("prior", {})
+        found["prior"] = {"rank": rank, **(own if own.get("name") == prior else {}), "name": prior}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimize:
     """Make a scene for a prompt: distil a frozen prior into it, with noises that a reward has chosen.
+
+    `align3d optimize RECIPE ...` sets options as a published run had them (`align3d list recipes`): they are the
+    defaults then, and RECIPE --help shows them.
 
     Writes a run's folder: scene.ply (of other kinds of scene, other files), views.png, turntable.webp, config.json,
     metrics.jsonl, checkpoints/, samples/, report.html. Ctrl-C (or SIGTERM) finishes the update and saves; the same
@@ -44,6 +64,8 @@ class Optimize:
     many of them count: best, min-max or weighted, by --reward. --seed is short for --loop.seed.
     """
 
+    recipe: str | None = None  # a published run, such as rewardsds-2d-sds; may stand first, as RECIPE
+    variant: str | None = None  # of the recipe, such as paper or released; none = its first
     prompt: str | None = None  # what to make
     prompts: Path | None = None  # instead: text file, a prompt per line, made one after another in folders below --out
     out: Path  # the run's folder; must be new, or an earlier start of the same run with --resume
@@ -51,10 +73,9 @@ class Optimize:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # red, green, blue behind the object, 0 to 1
 
-    parts: ClassVar[dict[str, str | None]] = {
-        **{"prior": "embedded", "method": "sds", "scene": "gaussians", "reward": "clip-tiny", "cameras": "ring"}
-    }
+    parts: ClassVar[dict[str, str | None]] = {**USUAL}
     groups: ClassVar[dict[str, str]] = {"loop": "align3d.loop:Loop"}
+    first: ClassVar[str] = "--recipe"
     defaults: ClassVar[Any] = staticmethod(told)
     shorthands: ClassVar[dict[str, str]] = {
         "--seed": "--loop.seed",
@@ -88,6 +109,7 @@ def run(
     parts = {"prior": prior, "method": method, "scene": scene, "cameras": cameras}
     config = {kind: described(part, names[kind]) for kind, part in parts.items()}
     config |= {"reward": of_reward(score.reward, names["reward"]), "loop": asdict(loop)}
+    config |= recorded(options.recipe, options.variant)
     work = Work(names, prior, method, scene, score, loop, options.device, config | {"background": options.background})
     if options.prompts is None:
         ((prompt, out),) = jobs.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
-from align3d import recipes
 from align3d.commands.earlier import model_of
 from align3d.commands.flags import value_of
 from align3d.commands.inputs import MAX_SEED, check_range, choose_prompts, load_model, read_prompts
 from align3d.commands.listed import listed
+from align3d.commands.recipe import of_recipe, recorded
 from align3d.config import described, of_reward
 from align3d.log import WATCHED
 
@@ -33,30 +32,14 @@ def told(args: Sequence[str]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: If there is no such recipe, or a variant of none.
     """
-    found = of_recipe(args)
+    found = of_recipe(args, "train")
+    if found:
+        found["options"] = {"prompts": tyro.MISSING, **found["options"]}
     path = value_of("--model.adapter", args)
     with contextlib.suppress(FileNotFoundError):  # of another kind, or not there, which the model says when it loads it
         model = model_of(Path(path)) if path is not None else {}
         found["model"] = found.get("model", {}) | {name: model[name] for name in ("rank", "alpha") if name in model}
     return found
-
-
-def of_recipe(args: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The settings of the recipe that the arguments name, as defaults; nothing if they name none.
-
-    Raises:
-        ValueError: If there is no such recipe, or a variant of none.
-    """
-    name, variant = value_of("--recipe", args), value_of("--variant", args)
-    if name is None:
-        loose = [arg for before, arg in itertools.pairwise(args) if arg in recipes.RECIPES and before[:2] != "--"]
-        if loose:
-            raise ValueError(f"a recipe comes first: align3d train {loose[0]} ...")
-        if variant is not None:
-            raise ValueError(f"--variant {variant} is of a recipe, and there is none; `align3d list recipes` shows all")
-        return {}
-    recipe = recipes.get(name, variant or "paper")
-    return {**recipe.settings, "options": {"prompts": tyro.MISSING, **recipe.options}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +116,7 @@ def run(
     config = {"model": described(model, names["model"]), "method": described(method, names["method"])}
     config["reward"] = of_reward(score.reward, names["reward"])
     config |= {"loop": asdict(loop), "cameras": asdict(cameras)}
-    config |= {"noise": options.noise, "background": options.background}
-    if options.recipe is not None:
-        config["recipe"] = {"name": options.recipe, "variant": options.variant or "paper"}
+    config |= {"noise": options.noise, "background": options.background, **recorded(options.recipe, options.variant)}
     watching = None
     if watch is not None and not watch.on and watch != type(watch)():
         raise ValueError("there are options of watching, but nothing to watch; give --watch REWARD, or drop them")

@@ -37,6 +37,7 @@ class VSD(Distillation):
     """VSD: the scene against a copy of the prior that learns what the scene looks like; low guidance, more detail."""
 
     levels_2d: ClassVar[int] = 0
+    rank: ClassVar[int] = 4  # of the prior's adapter, where `align3d optimize` is told none; as published
 
     guidance: float = 7.5  # of the prior in the loss
     phi_rate: float = 3e-4  # learning rate of phi
@@ -57,7 +58,7 @@ class VSD(Distillation):
         """
         super().check(subject, times, group)
         if getattr(subject, "phi", None) is None:
-            raise ValueError("vsd trains an adapter of the prior along; load the prior with a rank above 0")
+            raise ValueError("vsd trains an adapter of the prior along, and this one has none; give --prior.rank 4")
 
     def groups(self) -> dict[str, dict[str, Any]]:
         """Those of phi: AdamW's own, without decay."""

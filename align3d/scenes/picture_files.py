@@ -63,6 +63,14 @@ def read_picture(path: str | Path, background: Sequence[float] = (1.0, 1.0, 1.0)
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
+def is_transparent(path: str | Path) -> bool:
+    """Whether a picture that `read_picture` has read can be seen through anywhere."""
+    with Image.open(path, formats=FORMATS) as picture:
+        if not _has_alpha(picture):
+            return False
+        return picture.convert("RGBA").getextrema()[3][0] < 255
+
+
 class _TooLarge(ValueError):
     """A picture that is sound, as far as one can see, and not read."""
 
@@ -74,12 +82,16 @@ def _check_size(path: Path, picture: Image.Image) -> None:
         raise _TooLarge(f"{path} has {width} x {height} pixels, {most}; shrink it")
 
 
+def _has_alpha(picture: Image.Image) -> bool:
+    return picture.mode[-1] in "Aa" or "transparency" in picture.info
+
+
 def _pixels(picture: Image.Image, background: Sequence[float]) -> Float[np.ndarray, "H W 3"]:
     """Colours in [0, 1], float32."""
     if picture.mode[0] in "IF":  # gray of 16 bit, which Pillow would cut off at 255
         gray = np.asarray(picture).astype(np.float32) / 65535
         return np.repeat(gray.clip(0, 1)[..., None], 3, axis=-1)
-    if picture.mode[-1] not in "Aa" and "transparency" not in picture.info:
+    if not _has_alpha(picture):
         return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
     seen = np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255
     alpha = seen[..., 3:]

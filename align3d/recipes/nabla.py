@@ -1,60 +1,16 @@
-"""Published runs by name: Nabla-R2D3 (arXiv 2506.15684) and its baselines on the DiffSplat generators.
+"""Nabla-R2D3 (arXiv 2506.15684) and its baselines on the DiffSplat generators, for `align3d train`.
 
-A recipe is the whole configuration of a run, in one of two variants, since the paper and the code released with it
-disagree: `paper` follows the paper, `released` the scripts. Where the paper is silent, both follow the scripts; the
-baselines, and SD1.5, were never released, so there `released` has the scripts' settings for all that is not the method
-or the model. docs/recipes.md shows both columns, and what is done differently here on purpose.
-
-    align3d train nabla-r2d3-aesthetic-diffsplat-pas --variant released --model.weights ... --prompts ... --out ...
-
-A recipe only sets defaults: every option can still be given, and `--help` behind its name shows what it sets.
+The paper and the code released with it disagree: `paper` follows the paper, `released` the scripts. Where the paper is
+silent, both follow the scripts; the baselines, and SD1.5, were never released, so there `released` has the scripts'
+settings for all that is not the method or the model. docs/recipes.md shows both columns, and what is done differently
+here on purpose.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-from align3d import registry
-from align3d.methods import METHODS
-from align3d.models import MODELS
-from align3d.rewards import REWARDS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-VARIANTS = ("paper", "released")
-Settings = dict[str, Any]
-PARTS: dict[str, Mapping[str, str]] = {
-    "model": MODELS,
-    "method": METHODS,
-    "reward": REWARDS,
-    "loop": {"loop": "align3d.loop:Loop"},
-    "cameras": {"cameras": "align3d.scenes.cameras:CameraSampling"},
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The configuration of a published run."""
-
-    name: str
-    variant: str  # paper or released
-    summary: str  # a line
-    settings: dict[str, Settings]  # model, method, reward (each with its "name"), loop, cameras: option -> value
-    options: Settings = field(default_factory=dict)  # of `align3d train` itself: noise, keep_above
-
-    def part(self, kind: str, **own: Any) -> Any:
-        """A part of the run as an object, such as `part("model", weights=Path("weights")).load("cuda")`.
-
-        Args:
-            kind: model, method, reward, loop or cameras.
-            **own: Options to set or to set differently.
-        """
-        settings = dict(self.settings[kind])
-        name = settings.pop("name", kind)
-        return registry.load(PARTS[kind], name, kind)(**(settings | own))
+from align3d.recipes.recipe import Recipe, Settings
 
 
 @dataclass(frozen=True)
@@ -159,20 +115,12 @@ RUNS = {
     "ddpo": ("DDPO", ddpo),
 }
 RECIPES = {f"{run}-{target}-{model}": (run, target, model) for model in BACKBONES for run in RUNS for target in TARGETS}
+VARIANTS = dict.fromkeys(RECIPES, ("paper", "released"))  # the first is the default
+NAMED = "METHOD-REWARD-MODEL"  # how names are made
 
 
-def get(name: str, variant: str = "paper") -> Recipe:
-    """A recipe by name.
-
-    Raises:
-        ValueError: If there is none of that name, or no such variant.
-    """
-    if name not in RECIPES:
-        close = get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else "they are called METHOD-REWARD-MODEL"
-        raise ValueError(f"unknown recipe {name!r}; {hint} (`align3d list recipes` shows all)")
-    if variant not in VARIANTS:
-        raise ValueError(f"a recipe has the variants paper and released, got {variant!r}")
+def recipe(name: str, variant: str | None) -> Recipe:
+    """The recipe of a name in RECIPES, in one of its variants."""
     run, reward, model = RECIPES[name]
     (title, method), target, (backbone, rank) = RUNS[run], TARGETS[reward], BACKBONES[model]
     paper = variant == "paper"
@@ -196,7 +144,7 @@ def get(name: str, variant: str = "paper") -> Recipe:
     options: Settings = {"noise": 2e-3, "background": (1.0, 1.0, 1.0)}
     if target.keep_above is not None:
         options["keep_above"] = target.keep_above
-    return Recipe(name, variant, f"{title}, {target.title}, {backbone}", settings, options)
+    return Recipe(name, variant, "train", f"{title}, {target.title}, {backbone}", settings, options)
 
 
 def loop(target: Target, paper: bool, group: int) -> Settings:
