@@ -54,8 +54,8 @@ NERF = {
     **{"method.name": "recon", "method.guidance": 50.0, "method.rescale": 0.5, "method.weight": "uniform"},
     **{"method.t_min": (0.98, 0.02), "method.t_max": (0.98, 0.5), "method.anneal": 8000, "method.same_t": True},
     "method.negative": "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and "
-    "unclear, cropped, lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
-    "bad proportions",
+    "unclear, cropped, lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, "
+    "dehydrated, bad proportions",
     **{"method.weighting.kind": "min-max", "method.weighting.num_max": 2, "method.weighting.num_min": 2},
     **{"method.weighting.lambda_max": 0.9, "method.weighting.lambda_min": 0.1},
     **{"method.explore.candidates": 7, "method.explore.steps": 15, "method.explore.fast": False},
@@ -185,7 +185,7 @@ TINY_NERF += [
     "--cameras.grow",
     "1",
 ]
-TINY_NERF += ["--loop.batch-later", "1", "1", "--prior.size", "64", "--method.explore.steps", "2"]
+TINY_NERF += ["--loop.batch-later", "1", "1", "--candidates", "4", "--prior.size", "64", "--method.explore.steps", "2"]
 MORE = {
     "rewardsds-2d-sds": ["--method.explore.steps", "3"],
     "rewardsds-2d-vsd": ["--method.explore.steps", "3"],
