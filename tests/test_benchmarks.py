@@ -188,7 +188,11 @@ def test_rewardsds_optimises_judges_and_goes_on(monkeypatch, tmp_path, capsys):
     rewardsds.main()
     assert len(asked) == len(set(asked)) == 2 * len(rewardsds.PROMPTS) * len(settings)
     best = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| best of 2"))
-    assert "1.025" in best and best.count("+0.750 (+0.750 to +0.750)") == 2 and best.count("+0.500 (+0.500 to +0.500)") == 2
+    assert (
+        "1.025" in best
+        and best.count("+0.750 (+0.750 to +0.750)") == 2
+        and best.count("+0.500 (+0.500 to +0.500)") == 2
+    )
     rewardsds.main()
     assert len(asked) == 36, "nothing is made twice"
     assert (tmp_path / "sheet-clip-tiny.webp").stat().st_size > 100

@@ -40,7 +40,7 @@ class DDS(Distillation):
         """
         super().check(subject, times, group)
         if getattr(subject, "source", None) is None:
-            raise ValueError("dds edits a scene that there is already; begin with one")
+            raise ValueError("dds edits a scene that there is already; give --scene.start FILE")
         if not self.source.strip():
             raise ValueError("dds needs to be told what the original shows: give method.source")
 
