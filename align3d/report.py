@@ -142,11 +142,9 @@ def _title(run: Run) -> str:
 
 def _sum(run: Run) -> str:
     """A reward that is a sum, as one would write it; nothing of others, or of a damaged configuration."""
-    reward = run.settings.get("reward")
-    terms = reward.get("terms") if isinstance(reward, dict) else None
-    if not isinstance(terms, dict) or not all(isinstance(t, dict) and is_number(t, "weight") for t in terms.values()):
+    if not all(is_number(term, "weight") for term in run.terms.values()):
         return ""
-    parts = [(term["weight"], name) for name, term in terms.items()]
+    parts = [(term["weight"], name) for name, term in run.terms.items()]
     written = [f"{MINUS if w < 0 else '+'} {'' if abs(w) == 1 else f'{abs(w):g} '}{name}" for w, name in parts]
     return " ".join(written).removeprefix("+ ")
 

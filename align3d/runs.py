@@ -81,6 +81,14 @@ class Run:
         inner = self.config.get("config", self.config)
         return inner if isinstance(inner, dict) else {}
 
+    @property
+    def terms(self) -> dict[str, dict[str, Any]]:
+        """The terms of a reward that is a sum, by name; none of other rewards, or of a damaged configuration."""
+        reward = self.settings.get("reward")
+        terms = reward.get("terms") if isinstance(reward, dict) else None
+        whole = isinstance(terms, dict) and all(isinstance(term, dict) for term in terms.values())
+        return terms if whole else {}
+
     def column(self, name: str) -> list[float]:
         """A metric over the updates; NaN where it is missing."""
         return [float(row[name]) if is_number(row, name) else math.nan for row in self.metrics]

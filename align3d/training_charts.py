@@ -61,10 +61,7 @@ def curves(run: Run) -> Html | None:
 
 def _normalised(run: Run) -> bool:
     """Whether the reward is a sum with a term that is measured from its own past."""
-    reward = run.settings.get("reward")
-    terms = reward.get("terms") if isinstance(reward, dict) else None
-    each = terms.values() if isinstance(terms, dict) else ()
-    return any(isinstance(term, dict) and term.get("normalise") == "running" for term in each)
+    return any(term.get("normalise") == "running" for term in run.terms.values())
 
 
 def _fixed(run: Run) -> dict[str, list[Html]]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from align3d.rewards.preprocess import normalize, per_image, resize
+from align3d.rewards.preprocess import normalize, per_image, require_colours, resize
 
 IMAGES = torch.rand(2, 3, 13, 22, generator=torch.Generator().manual_seed(0))
 
@@ -100,3 +100,10 @@ def test_there_is_no_second_derivative():
     (grad,) = torch.autograd.grad(per_image(lambda x: (x**3).sum(1), x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):
         grad.sum().backward()
+
+
+def test_colours_of_another_range_are_refused():
+    require_colours(IMAGES * 1.01 - 0.005, "x")
+    for images in (IMAGES * 2 - 1, IMAGES * 255):
+        with pytest.raises(ValueError, match=r"reward x needs colours from 0 to 1, got -?[0-9.e+-]+ to .*; scale"):
+            require_colours(images, "x")

@@ -19,6 +19,7 @@ from align3d.methods.draft import Draft
 from align3d.methods.nabla import Nabla
 from align3d.methods.sds import SDS
 from align3d.methods.weighting import Weighting
+from align3d.reward_memory import MEASURED
 from align3d.rewards.clip import ClipScore
 from align3d.rewards.combined import Combined, Scale, Term, among_candidates, drawn
 from align3d.rewards.jpeg import JPEGCompress
@@ -245,6 +246,24 @@ def test_ddpo_trains_on_what_is_normalised_within_candidates():
     reward, rows, _ = train(replace(LOOP, group=2), terms, DDPO())
     assert not reward.differentiable and len(rows) == LOOP.updates
     assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_only_what_is_normalised_is_measured():
+    """Samples before training cost nothing where nothing is made of them: a judge may want money for each."""
+    asked = []
+
+    def judge(views, prompts):
+        asked.append(len(prompts))
+        return views.rgb.mean((-3, -2, -1))
+
+    terms = {"red": Term(reward=redness, normalise="running"), "judge": Term(reward=judge, weight=0.1)}
+    reward, rows, _ = train(replace(LOOP, updates=1), terms)
+    assert sum(asked) == LOOP.batch_size, "the update's own"
+    assert math.isfinite(rows[0]["term_judge"]) and rows[0]["grad_norm"] > 0
+    assert reward.numbers["red/first_std"] > 0
+    asked.clear()
+    train(replace(LOOP, updates=1), terms | {"judge": Term(reward=judge, weight=0.1, normalise="running")})
+    assert sum(asked) == LOOP.batch_size + MEASURED, "asked for"
 
 
 def test_nabla_measures_beta_on_whole_groups():

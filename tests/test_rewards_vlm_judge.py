@@ -147,7 +147,7 @@ def test_servers_without_schemas(server):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "it is empty"),
+        ("", "there is no answer"),
         ("[1, 2]", "it is no JSON object"),
         ("{" * 10**5, "it is no JSON object"),
         (marks(11), "overall must be a number from 0 to 10, and is '11'"),
@@ -166,10 +166,25 @@ def test_marks_that_are_none(text, message):
 
 
 def test_replies_that_are_none(server):
-    for body in ({}, {"choices": []}, {"choices": [{"message": None}]}, {"choices": 3, "usage": [1]}):
+    """What came instead is told, without the key."""
+    thoughts = {"role": "assistant", "content": None, "reasoning": f"hm {KEY}"}
+    for body, said in (
+        ({}, "the reply has no choices and is '{}'"),
+        ({"choices": []}, "has no choices and is '{\"choices\": []}'"),
+        ({"choices": 3, "usage": [1]}, "has no choices and is"),
+        ({"error": {"message": "out of credit"}}, "out of credit"),
+        ({"choices": [{"message": None}]}, "its message is 'null'"),
+        ({"choices": [{"message": thoughts}]}, '"reasoning": "hm ***"'),
+        ({"choices": [{"message": {}, "finish_reason": "content_filter"}]}, "'{}', finish_reason content_filter"),
+        ({"choices": [{"message": thoughts, "finish_reason": "length"}]}, "nothing within 1000 tokens"),
+    ):
+        server.asked.clear()
         server.answer = lambda _, body=body: json.dumps(body).encode()
-        with pytest.raises(ValueError, match="it is empty, asked twice; m said ''"):
+        with pytest.raises(ValueError, match="there is no answer, asked twice; m said nothing") as caught:
             judge()(views(1), PROMPTS[:1])
+        assert said in str(caught.value)
+        assert KEY not in str(caught.value) and len(server.asked) == 2
+        assert [m["role"] for m in server.asked[1]["messages"]] == ["system", "user", "user"], "no empty message"
 
 
 def test_the_key_is_nowhere(server, tmp_path, caplog):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from align3d.pretrained import clip as pretrained
 from align3d.pretrained.once import read_once
 from align3d.pretrained.tokens import cut
-from align3d.rewards.preprocess import normalize, per_image, resize
+from align3d.rewards.preprocess import normalize, per_image, require_colours, resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -167,17 +167,6 @@ def device_of(views: Views, by: str) -> torch.device:
 def cosine(features: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
     """The cosine of the angle between unit vectors."""
     return (features * texts).sum(-1)
-
-
-def require_colours(images: Float[Tensor, "*n"], by: str) -> None:
-    """Refuse images that are not in [0, 1], up to a hundredth: of another range, most likely.
-
-    Raises:
-        ValueError: Says what there is.
-    """
-    least, most = (float(x) for x in images.detach().aminmax())
-    if least < -0.01 or most > 1.01:
-        raise ValueError(f"reward {by} needs colours from 0 to 1, got {least:.3g} to {most:.3g}; scale the images")
 
 
 def text_features(clip: Clip, prompts: Sequence[str], device: torch.device) -> Float[Tensor, "B d"]:

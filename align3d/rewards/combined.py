@@ -176,11 +176,13 @@ class Combined:
         """
         values = {}
         for name, term in self.terms.items():
+            if self.bare and term.normalise == "none":
+                continue  # it has nothing to go by, and may be asked for money
             seen = drawn(views, term.subset, rng, f"views of {name}") if term.subset else views
             values[name] = self.value(name, seen, prompts)
             self.running[name].add(values[name][rng.counted_rows(values[name].device)])
         if self.bare:  # nothing to go by yet: what is returned is not used
-            return self.total(values, -1)
+            return next(iter(values.values()))[:, None]
         return self.total({name: self.scaled(name, value, rng) for name, value in values.items()}, rng.step)
 
     def value(self, name: str, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B"]:

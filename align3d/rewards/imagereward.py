@@ -22,10 +22,9 @@ from align3d.rewards.clip_scores import (
     CHUNK_ELSEWHERE,
     Preprocessing,
     device_of,
-    require_colours,
     warn_of_cut,
 )
-from align3d.rewards.preprocess import per_image
+from align3d.rewards.preprocess import per_image, require_colours
 from align3d.rewards.published import files_of
 from align3d.weights import NotItsWeights, Weights, fill, parameters_on_meta, require_keys
 

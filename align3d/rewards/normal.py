@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from align3d.pretrained.once import read_once
-from align3d.rewards.clip_scores import require_colours
-from align3d.rewards.preprocess import per_image
+from align3d.rewards.preprocess import per_image, require_colours
 from align3d.rewards.published import files_of
 from align3d.scenes.cameras import pixel_rays
 

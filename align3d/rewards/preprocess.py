@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+ROUNDING = 0.01  # by which colours may leave [0, 1]; of another range, they do it by more
+
+
+def require_colours(images: Float[Tensor, "*n"], by: str) -> None:
+    """Refuse images that are not in [0, 1], up to a hundredth: of another range, most likely.
+
+    Raises:
+        ValueError: Says what there is; `by` is the reward that needs them.
+    """
+    least, most = (float(x) for x in images.detach().aminmax())
+    if least < -ROUNDING or most > 1 + ROUNDING:
+        raise ValueError(f"reward {by} needs colours from 0 to 1, got {least:.3g} to {most:.3g}; scale the images")
+
 
 def resize(
     images: Float[Tensor, "n c h w"],

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from align3d.types import CameraSampler, Reward, Scene, Views
 
 
-ROUNDING = 0.01  # by which colours may leave [0, 1]; of another range, they do it by more
-
-
 @dataclass(frozen=True)
 class FunctionReward:
     """A plain function with what a reward has to say of itself."""
@@ -191,6 +188,7 @@ def check_views(views: Views, name: str, prompts: Sequence[str]) -> None:
         NonFiniteError: If a colour is not finite; names the prompt.
     """
     from align3d.diffusion.sampler import require_finite
+    from align3d.rewards.preprocess import require_colours
 
     if len(prompts) != views.cameras.c2w.shape[0]:
         raise ValueError(
@@ -200,11 +198,9 @@ def check_views(views: Views, name: str, prompts: Sequence[str]) -> None:
         return
     if not views.rgb.is_floating_point():
         raise ValueError(f"reward {name} needs colours as floating-point numbers from 0 to 1, got {views.rgb.dtype}")
-    least, most = (float(x) for x in views.rgb.detach().aminmax())
-    if not math.isfinite(least + most):
+    if not math.isfinite(views.rgb.detach().sum()):  # a sum keeps a NaN or an infinity
         require_finite(views.rgb.detach(), prompts, "colour", f"in the views that reward {name} is to judge")
-    if least < -ROUNDING or most > 1 + ROUNDING:
-        raise ValueError(f"reward {name} needs colours from 0 to 1, got {least:.3g} to {most:.3g}; scale the images")
+    require_colours(views.rgb, name)
 
 
 def check_prompts(reward: Reward, prompts: Sequence[str]) -> None:

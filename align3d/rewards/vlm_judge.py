@@ -198,18 +198,17 @@ class VLMJudge:
             try:
                 marks, remarks = marks_of(text)
             except ValueError as error:
-                bad = (error, text)
-                messages = [*messages, {"role": "assistant", "content": text[: 10 * SHOWN]}]
+                bad = (error, repr(endpoint.shown(text)) if text else instead(reply, endpoint))
+                messages = [*messages, *([{"role": "assistant", "content": text[: 10 * SHOWN]}] if text else [])]
                 again = f"That cannot be used: {error}. Answer with the JSON object alone."
                 messages.append({"role": "user", "content": again})
                 continue
             kept = {"marks": marks, REMARKS: endpoint.redact(remarks), "prompt": question.prompt, "model": self.model}
             write(self.folder, key, kept | {"tokens": tokens})
             return marks
-        error, text = bad
+        error, said = bad
         raise ValueError(
-            f"reward vlm-judge got no marks for {question.prompt!r}: {error}, asked twice; {self.model} said "
-            f"{endpoint.shown(text)!r}"
+            f"reward vlm-judge got no marks for {question.prompt!r}: {error}, asked twice; {self.model} said {said}"
         )
 
 
@@ -254,8 +253,7 @@ def pictures(rgb: Float[Tensor, "B V 3 H W"], size: int) -> UInt8[np.ndarray, "B
     Raises:
         ValueError: If a colour is outside [0, 1].
     """
-    from align3d.rewards.clip_scores import require_colours
-    from align3d.rewards.preprocess import resize
+    from align3d.rewards.preprocess import require_colours, resize
     from align3d.scenes.pictures import to_uint8
 
     rgb = rgb.detach().float()
@@ -277,6 +275,19 @@ def text_of(reply: Mapping[str, Any]) -> str:
         return "".join(part if isinstance(part, str) else str(part.get("text", "")) for part in parts)
     except (LookupError, TypeError, AttributeError):
         return ""
+
+
+def instead(reply: Mapping[str, Any], endpoint: Endpoint) -> str:
+    """What a reply without an answer was, in words."""
+    choices = reply.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(first, dict):
+        return f"nothing: the reply has no choices and is {endpoint.shown(json.dumps(reply, ensure_ascii=False))!r}"
+    why, message = first.get("finish_reason"), first.get("message")
+    if why == "length":
+        return f"nothing within {MAX_TOKENS} tokens, which its thoughts may have used up; take a model that thinks less"
+    reason = f", finish_reason {endpoint.shown(str(why))}" if why is not None else ""
+    return f"nothing: its message is {endpoint.shown(json.dumps(message, ensure_ascii=False))!r}{reason}"
 
 
 def tokens_of(reply: Mapping[str, Any]) -> tuple[int, int]:
@@ -301,7 +312,7 @@ def marks_of(text: str) -> tuple[dict[str, float], str]:
             continue
         break
     if not isinstance(found, dict):
-        raise ValueError("it is no JSON object" if text else "it is empty")
+        raise ValueError("it is no JSON object" if text else "there is no answer")
     marks = {}
     for name in MARKS:
         mark = found.get(name)
