@@ -13,7 +13,8 @@ from vlm_server import KEY, PROMPTS, B, H, V, W, honest, judge, marks, reply, se
 from align3d.cli import main
 from align3d.config import described
 from align3d.rewards import endpoint, vlm_judge
-from align3d.rewards.vlm_judge import ASPECTS, MARKS, VLMJudge, marks_of
+from align3d.rewards.rubrics import OBJECT, PICTURE
+from align3d.rewards.vlm_judge import VLMJudge
 from align3d.scenes.cameras import orbit
 from align3d.types import Views
 
@@ -33,8 +34,12 @@ def test_one_question_for_all_views_of_an_object(server):
         (asked,) = [one for one in server.asked if json.dumps(prompt) in text_of(one)]
         assert asked["path"] == "/v1/chat/completions" and asked["model"] == "m" and asked["temperature"] == 0
         schema = asked["response_format"]["json_schema"]
-        assert schema["strict"] and set(schema["schema"]["required"]) == {"remarks", *MARKS} and len(ASPECTS) == 5
-        assert all(name in asked["messages"][0]["content"] for name in MARKS)
+        assert (
+            schema["strict"]
+            and set(schema["schema"]["required"]) == {"remarks", *OBJECT.marks}
+            and len(OBJECT.aspects) == 5
+        )
+        assert all(name in asked["messages"][0]["content"] for name in OBJECT.marks)
         pictures = np.stack(sent_pictures(asked))
         assert np.abs(pictures / 255 - seen.rgb[i].permute(0, 2, 3, 1).numpy()).max() <= 0.5001 / 255
     assert all(headers["Authorization"] == f"Bearer {KEY}" for headers in server.headers)
@@ -81,7 +86,7 @@ def test_no_answer_is_asked_for_twice(server, tmp_path):
     files = list((tmp_path / "cache/align3d/vlm-judge").rglob("*.json"))
     assert len(files) == 3 * B + 2 and not any(KEY in path.read_text() for path in files)
     kept = json.loads(files[0].read_text())
-    assert kept["marks"].keys() == set(MARKS) and kept["tokens"] == [1000, 50] and kept["remarks"] == "fine"
+    assert kept["marks"].keys() == set(OBJECT.marks) and kept["tokens"] == [1000, 50] and kept["remarks"] == "fine"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"marks": {"overall": 11}}', b"[" * 60000, b"\xff\xfe", b'{"marks"'])
@@ -162,7 +167,7 @@ def test_servers_without_schemas(server):
 )
 def test_marks_that_are_none(text, message):
     with pytest.raises(ValueError, match=message):
-        marks_of(text)
+        OBJECT.read(text)
 
 
 def test_replies_that_are_none(server):
@@ -185,6 +190,43 @@ def test_replies_that_are_none(server):
         assert said in str(caught.value)
         assert KEY not in str(caught.value) and len(server.asked) == 2
         assert [m["role"] for m in server.asked[1]["messages"]] == ["system", "user", "user"], "no empty message"
+
+
+def test_pictures_are_asked_about_one_by_one(server):
+    """As the grader of the paper has it: other aspects, a question for each view."""
+    given = iter(range(B * V))
+
+    def answer(asked):
+        mark = next(given)
+        return reply(json.dumps({"remarks": "", **dict.fromkeys(PICTURE.aspects, 2), "overall": mark}))
+
+    server.answer = answer
+    one = judge(of="picture", concurrency=1)
+    seen = views()
+    found = one(seen, PROMPTS)
+    assert found.shape == (B, V) and found.flatten().tolist() == list(range(B * V))
+    assert (
+        len(server.asked) == B * V
+        and "Object" not in text_of(server.asked[0])
+        and "picture" in text_of(server.asked[0])
+    )
+    for asked, expected in zip(server.asked, seen.rgb.flatten(0, 1), strict=True):
+        (picture,) = sent_pictures(asked)
+        np.testing.assert_array_equal(picture, (expected.movedim(0, -1) * 255 + 0.5).byte().numpy())
+        schema = asked["response_format"]["json_schema"]["schema"]
+        assert set(schema["required"]) == {"remarks", *PICTURE.marks} and "mood" in asked["messages"][0]["content"]
+        assert "3D" not in asked["messages"][0]["content"]
+    assert torch.equal(one(seen, PROMPTS), found) and len(server.asked) == B * V, "kept"
+    assert judge(of="picture", mark="mood")(seen, PROMPTS).eq(2).all()
+    server.answer = honest
+    assert judge()(seen, PROMPTS).shape == (B, 1) and len(server.asked) == B * V + B, "other questions"
+
+
+def test_marks_are_those_of_what_is_marked():
+    with pytest.raises(ValueError, match=r"mark must be one of alignment, geometry, .* for of=object, got 'mood'"):
+        VLMJudge(mark="mood")
+    with pytest.raises(ValueError, match="for of=picture, got 'texture'"):
+        VLMJudge(of="picture", mark="texture")
 
 
 def test_the_key_is_nowhere(server, tmp_path, caplog):

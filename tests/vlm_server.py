@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from align3d.rewards import endpoint
-from align3d.rewards.vlm_judge import ASPECTS, VLMJudge
+from align3d.rewards.rubrics import OBJECT
+from align3d.rewards.vlm_judge import VLMJudge
 from align3d.scenes.cameras import orbit
 from align3d.types import Views
 
@@ -37,7 +38,7 @@ def reply(content: str, tokens: tuple[int, int] = (1000, 50)) -> bytes:
 
 
 def marks(overall: float = 7, **others: float) -> str:
-    return json.dumps({"remarks": "fine", **dict.fromkeys(ASPECTS, 5), "overall": overall} | others)
+    return json.dumps({"remarks": "fine", **dict.fromkeys(OBJECT.aspects, 5), "overall": overall} | others)
 
 
 def sent_pictures(asked: dict) -> list[np.ndarray]:

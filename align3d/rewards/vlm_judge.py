@@ -1,10 +1,10 @@
-"""Marks of a vision-language model behind an OpenAI-compatible endpoint, which sees all views of an object at once.
+"""Marks of a vision-language model behind an OpenAI-compatible endpoint, of all views of an object at once or of each.
 
 For evaluation, and to choose among candidates: an answer takes seconds and often costs money. It has no gradient.
 
 After the grader of RewardSDS (arXiv 2503.09601), which asks for five aspects and an overall mark, 0 to 10 each, by a
 schema. Its aspects are of pictures (accuracy, creativity, visual quality, consistency, emotional resonance), one view
-at a time; these are of objects, all views at a time.
+at a time: so are those of `of="picture"`, in other words. The others are of objects, all views at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from align3d.rewards.rubrics import OBJECT, REMARKS, RUBRICS, Rubric
 
 if TYPE_CHECKING:
     import threading
@@ -27,32 +29,6 @@ if TYPE_CHECKING:
     from align3d.rewards.endpoint import Endpoint
     from align3d.types import Views
 
-ASPECTS = {
-    "alignment": "the object is what the text describes: things, number, colours, materials, relations",
-    "geometry": "its shape is whole and plausible: no missing, doubled or floating parts, no holes",
-    "texture": "its colours and surface are rich and fit the shape",
-    "consistency": "all views show one and the same object: no second face, nothing that changes between views",
-    "cleanliness": "no blur, noise, spikes, haze or other artifacts",
-}
-MARKS = (*ASPECTS, "overall")
-REMARKS = "remarks"
-SYSTEM = (
-    "You are a strict judge of 3D objects that were generated from texts. You are shown pictures of one object from "
-    "several sides. Give integers from 0 (worst) to 10 (flawless):\n"
-    + "\n".join(f"- {name}: {meaning}" for name, meaning in ASPECTS.items())
-    + "\n- overall: how good it is in all, as a 3D object for that text\n"
-    f"First write in `{REMARKS}`, in a sentence or two, what is wrong. Answer with one JSON object with the keys "
-    f"{', '.join((REMARKS, *MARKS))}, and nothing else."
-)
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        REMARKS: {"type": "string"},
-        **{name: {"type": "integer", "description": "0 to 10"} for name in MARKS},
-    },
-    "required": [REMARKS, *MARKS],
-    "additionalProperties": False,
-}
 MAX_TOKENS = 1000  # of an answer
 MAX_FILE = 1 << 16  # bytes of a kept answer
 MAX_SIZE = 4096  # pixels
@@ -61,13 +37,16 @@ SHOWN = 200  # characters of a bad answer that are repeated
 
 @dataclass(frozen=True)
 class VLMJudge:
-    """Marks from 0 to 10 by a vision-language model behind an OpenAI-compatible endpoint, asked about all views."""
+    """Marks from 0 to 10 by a vision-language model behind an OpenAI-compatible endpoint, for objects or pictures."""
 
     model: str = ""  # name of the model, as the endpoint has it; address and key: ALIGN3D_VLM_URL, ALIGN3D_VLM_KEY
-    mark: Literal["overall", "mean", "alignment", "geometry", "texture", "consistency", "cleanliness"] = "overall"
-    """which mark is the reward; mean = of the five aspects. All are asked for, and kept"""
+    of: Literal["object", "picture"] = "object"  # what is marked: an object, by all its views at once, or each view
+    mark: str = "overall"
+    """which mark is the reward: overall, mean (of the five aspects), or an aspect: alignment, geometry, texture,
+    consistency, cleanliness; of pictures alignment, originality, quality, coherence, mood. All are asked for, and kept
+    """
     size: int = 512  # pixels, longer side of the views that are sent; larger ones are shrunk
-    concurrency: int = 4  # objects that are asked about at a time
+    concurrency: int = 4  # questions that are asked at a time
     timeout: float = 60.0  # seconds for one answer
     retries: int = 5  # further attempts where the endpoint is busy, fails or does not answer
     patience: float = 300.0  # seconds for an object in all
@@ -82,6 +61,11 @@ class VLMJudge:
     )
 
     def __post_init__(self) -> None:
+        if self.of not in RUBRICS:
+            raise ValueError(f"of must be {' or '.join(RUBRICS)}, got {self.of!r}")
+        if self.mark not in (*self.rubric.marks, "mean"):
+            known = ", ".join((*self.rubric.marks, "mean"))
+            raise ValueError(f"mark must be one of {known} for of={self.of}, got {self.mark!r}")
         for name, least, most in (("size", 16, MAX_SIZE), ("concurrency", 1, 64), ("retries", 0, 100)):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be {least} to {most}, got {getattr(self, name)}")
@@ -106,8 +90,8 @@ class VLMJudge:
         _check_folder(self.folder)
         _reach(endpoint)
 
-    def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B 1"]:
-        """The mark of each object, 0 to 10.
+    def __call__(self, views: Views, prompts: Sequence[str]) -> Float[Tensor, "B _"]:
+        """The mark of each object, (B, 1), or of each view, (B, V); 0 to 10.
 
         Answers are kept as they come, so that after an error the same call asks only for what is missing.
 
@@ -119,13 +103,25 @@ class VLMJudge:
 
         views.require("rgb", by="reward vlm-judge")
         endpoint = self._endpoint()
-        pairs = zip(prompts, pictures(views.rgb, self.size), strict=True)
-        questions = [Question(self.model, prompt, pixels) for prompt, pixels in pairs]
+        seen = pictures(views.rgb, self.size)
+        B, V = seen.shape[:2]
+        each = (
+            [seen[b] for b in range(B)]
+            if self.of == "object"
+            else [seen[b, v, None] for b in range(B) for v in range(V)]
+        )
+        texts = [prompt for prompt in prompts for _ in range(len(each) // B)]
+        questions = [Question(self.model, *pair, self.rubric) for pair in zip(texts, each, strict=True)]
         keys = [question.key(endpoint.url) for question in questions]
         answers = self._answers(endpoint, dict(zip(keys, questions, strict=True)))
-        chosen = ASPECTS if self.mark == "mean" else (self.mark,)
+        chosen = tuple(self.rubric.aspects) if self.mark == "mean" else (self.mark,)
         values = [sum(answers[key][name] for name in chosen) / len(chosen) for key in keys]
-        return torch.tensor(values, dtype=torch.float32, device=views.rgb.device)[:, None]
+        return torch.tensor(values, dtype=torch.float32, device=views.rgb.device).view(B, -1)
+
+    @property
+    def rubric(self) -> Rubric:
+        """What is asked for."""
+        return RUBRICS[self.of]
 
     @property
     def folder(self) -> Path:
@@ -151,7 +147,7 @@ class VLMJudge:
 
         from align3d.rewards.endpoint import tally
 
-        found = {key: kept for key in questions if (kept := read(self.folder, key)) is not None}
+        found = {key: kept for key in questions if (kept := read(self.folder, key, self.rubric)) is not None}
         missing = [key for key in questions if key not in found]
         tally().add(kept=len(found))
         stop, errors = threading.Event(), []
@@ -185,7 +181,7 @@ class VLMJudge:
         bad = None
         for attempt in range(2):
             body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
-            schema = {"name": "marks", "strict": True, "schema": SCHEMA}
+            schema = {"name": "marks", "strict": True, "schema": self.rubric.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
             try:
                 reply = endpoint.ask(body, end, f"{key}{attempt}", stop)
@@ -196,7 +192,7 @@ class VLMJudge:
             tally().add(asked=1, sent=tokens[0], answered=tokens[1], cost=cost)
             text = endpoint.redact(text_of(reply))
             try:
-                marks, remarks = marks_of(text)
+                marks, remarks = self.rubric.read(text)
             except ValueError as error:
                 bad = (error, repr(endpoint.shown(text)) if text else instead(reply, endpoint))
                 messages = [*messages, *([{"role": "assistant", "content": text[: 10 * SHOWN]}] if text else [])]
@@ -214,22 +210,24 @@ class VLMJudge:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What the model is asked about one object."""
+    """What the model is asked about one object, or one picture."""
 
     model: str
     prompt: str
     pixels: UInt8[np.ndarray, "V h w 3"]
+    rubric: Rubric = OBJECT
 
     def key(self, url: str) -> str:
         """What the answer of the endpoint at an address is kept under: a digest of all that it depends on."""
         import hashlib
 
-        told = [url, self.model, SYSTEM, self.text(), SCHEMA, self.pixels.shape]
+        told = [url, self.model, self.rubric.system, self.text(), self.rubric.schema, self.pixels.shape]
         return hashlib.sha256(json.dumps(told).encode() + self.pixels.tobytes()).hexdigest()
 
     def text(self) -> str:
         """The question itself."""
-        return f"The text: {json.dumps(self.prompt, ensure_ascii=False)}\nThe object, {len(self.pixels)} views of it:"
+        shown = self.rubric.shown.format(num=len(self.pixels))
+        return f"The text: {json.dumps(self.prompt, ensure_ascii=False)}\n{shown}"
 
     def messages(self) -> list[dict[str, Any]]:
         """The question as a chat, with the views as PNG files in it."""
@@ -244,7 +242,7 @@ class Question:
             Image.fromarray(view).save(file, "PNG")
             address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
             parts.append({"type": "image_url", "image_url": {"url": address}})
-        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": parts}]
+        return [{"role": "system", "content": self.rubric.system}, {"role": "user", "content": parts}]
 
 
 def pictures(rgb: Float[Tensor, "B V 3 H W"], size: int) -> UInt8[np.ndarray, "B V h w 3"]:
@@ -298,39 +296,13 @@ def tokens_of(reply: Mapping[str, Any]) -> tuple[int, int]:
     return sent, answered
 
 
-def marks_of(text: str) -> tuple[dict[str, float], str]:
-    """Marks and remarks of an answer: a JSON object, alone or within other words.
-
-    Raises:
-        ValueError: If there is none, or a mark is missing or not 0 to 10.
-    """
-    found = None
-    for part in (text, text[text.find("{") : text.rfind("}") + 1]):  # alone, or in a fence or a sentence
-        try:
-            found = json.loads(part)
-        except (ValueError, RecursionError):
-            continue
-        break
-    if not isinstance(found, dict):
-        raise ValueError("it is no JSON object" if text else "there is no answer")
-    marks = {}
-    for name in MARKS:
-        mark = found.get(name)
-        if not isinstance(mark, (int, float)) or isinstance(mark, bool) or not 0 <= mark <= 10:
-            got = "missing" if name not in found else f"{str(mark)[:20]!r}"
-            raise ValueError(f"{name} must be a number from 0 to 10, and is {got}")
-        marks[name] = float(mark)
-    remarks = found.get(REMARKS)
-    return marks, remarks if isinstance(remarks, str) else ""
-
-
-def read(folder: Path, key: str) -> dict[str, float] | None:
+def read(folder: Path, key: str, rubric: Rubric = OBJECT) -> dict[str, float] | None:
     """The marks that are kept under a key; None if there are none that can be read."""
     path = _path(folder, key)
     try:
         with path.open("rb") as file:
             found = json.loads(file.read(MAX_FILE))
-        return marks_of(json.dumps(found["marks"]))[0]
+        return rubric.read(json.dumps(found["marks"]))[0]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
