@@ -156,7 +156,7 @@ def write(options: Score, judges: Judges, prompts: PromptList, found: Sequence[M
     atomic_write(options.out / "table.md", text)
     pictures = {one.name: [book.picture(judges.shown(own[0])) for own in one.pieces] for one in found}
     written = page.write(options.out / "report.html", all_of_it, pictures, prompts, about, few)
-    print(text.partition("\n## Prompts")[0])
+    print(text.partition("\n## Prompts")[0].partition("\n## Categories")[0])
     print(f"written: {written}", flush=True)
 
 

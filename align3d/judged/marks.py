@@ -99,8 +99,9 @@ class Judges:
             scene = read_scene(piece.files[0], self.eps2d).to(self.device)
             seen.append(scene.render(cameras, want=[c for c in CHANNELS if c in needed], background=self.background))
         joined = {name: torch.cat([getattr(one, name) for one in seen]) for name in CHANNELS if name in needed}
-        wide = [x.expand(len(pieces), *x.shape[1:]) for x in (cameras.c2w, cameras.K)]
-        return Views(replace(cameras, c2w=wide[0], K=wide[1]), **joined)
+        own = seen[0].cameras  # on the device of the scene
+        c2w, K = (x.expand(len(pieces), *x.shape[1:]) for x in (own.c2w, own.K))
+        return Views(replace(own, c2w=c2w, K=K), **joined)
 
     def shown(self, piece: Piece) -> str:
         """A digest of what the rewards get to see."""
