@@ -101,7 +101,13 @@ class Distilled:
 
         cameras = to_device(self.cameras(rng), next(self.trained.parameters()))
         rgb, penalties = self.trained.shown(cameras, rng, self.background)
-        return Look(self.prior.latents(rgb), cameras, penalties)
+        return Look(self.encoded(rgb, rng), cameras, penalties)
+
+    def encoded(self, rgb: Float[Tensor, "B V 3 H W"], rng: Streams) -> Float[Tensor, "B V *L"]:
+        """Latents of what is seen; where the prior draws them, with the same noise for the same streams."""
+        if not getattr(self.prior, "draws", False):
+            return self.prior.latents(rgb)
+        return self.prior.latents(rgb, rng.normal("encoder", (rgb.shape[1], *self.latent_shape), like=rgb))
 
     @property
     def source(self) -> Callable[[Streams, Look], Float[Tensor, "B V *L"]] | None:
@@ -112,7 +118,7 @@ class Distilled:
         import torch
 
         with torch.no_grad():
-            return self.prior.latents(self.original.shown(look.cameras, rng, self.background)[0])
+            return self.encoded(self.original.shown(look.cameras, rng, self.background)[0], rng)
 
     def scene(self) -> Any:
         """The scene as it is now, B = 1."""

@@ -14,6 +14,7 @@ from align3d.methods.sds import SDS
 from align3d.priors import PRIORS
 from align3d.priors.stable_diffusion import StableDiffusion, StableDiffusion15, read_schedule
 from align3d.registry import load
+from align3d.rng import Streams
 from align3d.scenes.rings import Ring
 from align3d.scenes.splats import Splats, ball
 from align3d.subjects import Distilled
@@ -127,6 +128,22 @@ def test_latents_are_the_mean_or_drawn_with_given_noise(prior):
     std = (drawn - mean) / noise
     torch.testing.assert_close(prior.latents(rgb, 2 * noise) - mean, 2 * std * noise, atol=1e-5, rtol=1e-4)
     assert (std > 0).all()
+
+
+def test_scenes_draw_their_latents_if_the_prior_says_so(folders, prior):
+    """With noise of their streams; what is edited and what it is compared with have the same."""
+    splats = Splats(ball(64, generator=torch.Generator().manual_seed(0)))
+    ring = Ring(views=V, size=12)
+    plain, drawn = (
+        Distilled(splats, one, ring, original=splats) for one in (prior, prior_of(folders["base"], draw=True))
+    )
+    rng = Streams.batch(0, 1, 0, B)
+    mean, first, again = (one.look(rng).latents for one in (plain, drawn, drawn))
+    assert torch.equal(first, again) and not torch.allclose(first, mean, atol=1e-4)
+    for other in (Streams.batch(0, 2, 0, B), Streams.batch(1, 1, 0, B)):
+        assert not torch.allclose(drawn.look(other).latents - plain.look(other).latents, first - mean, atol=1e-4)
+    torch.testing.assert_close(drawn.source(rng, drawn.look(rng)), first.detach())
+    torch.testing.assert_close(drawn.look(Streams.batch(0, 1, 1, 1)).latents, first[1:])
 
 
 def test_a_few_at_a_time_and_recomputed_is_the_same(folders, prior):

@@ -70,8 +70,9 @@ PLAIN = {"scene.shading.start": -1, "scene.penalties.orient": (0.0,) * 4}
 LIGHT = {"scene.shading.start": 5000, "scene.shading.albedo": 0.25, "scene.shading.textureless": 0.5}
 LIGHT |= {"scene.penalties.orient": (0.0, 10.0, 1000.0, 5000.0)}
 NERF_PAPER = {"method.compat": "none", "method.explore.first": 5000, "cameras.published": False}
-NERF_PAPER |= {"method.explore.guidance": 7.5}
+NERF_PAPER |= {"method.explore.guidance": 7.5, "prior.draw": False}
 NERF_CODE = {"method.compat": "reference", "method.explore.first": 7000, "cameras.published": True}
+NERF_CODE |= {"prior.draw": True}
 PUBLISHED = {
     ("rewardsds-2d-sds", "paper"): PICTURE | SDS | IN_PAPER,
     ("rewardsds-2d-sds", "released"): PICTURE | SDS | IN_CODE,

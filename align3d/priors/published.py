@@ -35,6 +35,7 @@ class Published:
     half_vae: bool = False  # the VAE in the UNet's precision too: half the memory, coarser gradients
     rows: int = 0  # pictures that are encoded or decoded at a time, to save memory; 0 = all
     recompute: bool = False  # keep no activations of the VAE: less memory, one more forward pass on the way back
+    draw: bool = False  # draw a scene's latents from what the encoder says, as the published 3D code; no = their mean
 
     name: ClassVar[str]  # in the table of priors
     sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]]  # what -> repository -> patterns of its files
@@ -138,6 +139,7 @@ class Published:
             latent_shape=(channels, side, side),
             size=size,
             adapter=adapter,
+            draws=self.draw,
             options=self,
             **more,
         )
@@ -157,6 +159,7 @@ class LatentPrior(Frozen):
     views: int = 1  # that the network was trained to paint together
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"  # of the network
     poses: Callable[[Cameras], Tensor] | None = None  # numbers of cameras that the network is told; None = it is not
+    draws: bool = False  # whether scenes give `latents` noise, to draw them with
 
     @property
     def module(self) -> nn.Module:

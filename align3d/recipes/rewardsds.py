@@ -88,6 +88,7 @@ def nerf(light: bool) -> Run:
     tries = {"candidates": 7, **WALK}
     paper: dict[str, Settings] = {"method": {"explore": tries | {"first": 5000}}, "cameras": {"published": False}}
     code: dict[str, Settings] = {
+        "prior": {"draw": True},
         "method": {"explore": tries | {"first": 7000}, **QUIRKS},
         "cameras": {"published": True},
     }
