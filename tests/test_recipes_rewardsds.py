@@ -136,6 +136,7 @@ def test_options_are_still_the_users():
     assert found["method.explore.steps"] == 15
     found, _ = resolved("rewardsds-2d-vsd", "released", "--weighting", "none")
     assert found["method.explore.candidates"] == 1, "as the published code has it"
+    assert found["reward.name"] == "clip-tiny", "no files are wanted of a reward that is never asked"
     found, _ = resolved("rewardsds-2d-sds", "released", "--method", "nfsd", "--prior", "embedded")
     assert found["method.compat"] == "none" and found["method.explore.candidates"] == 1, "another method's are its own"
     assert found["prior.name"] == "embedded" and found["scene.name"] == "picture"

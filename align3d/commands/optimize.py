@@ -44,6 +44,7 @@ def told(args: Sequence[str]) -> dict[str, dict[str, Any]]:
         found["method"] = {"name": "sds", "guidance": GUIDANCE[prior]}
     if value_of("--method.weighting.kind", args) == "none" and "explore" in found.get("method", {}):
         found["method"]["explore"] |= {"candidates": 1}  # of a recipe, whose many would have no weighting
+        found.pop("reward", None)  # which would never be asked, and may want files
     rank = getattr(load_part("method", method), "rank", 0)
     if rank:
         own = found.get("prior", {})
