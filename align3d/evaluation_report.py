@@ -8,6 +8,7 @@ from align3d.charts import MINUS, curves_chart, interval_chart
 from align3d.evaluate import between, number
 from align3d.files import replacing
 from align3d.gallery import Exhibit, figure
+from align3d.log import count
 from align3d.matched import Curve, Point
 from align3d.page import Html, document, h, join
 from align3d.report import STYLE, exhibits_of
@@ -122,11 +123,6 @@ def write_page(path: Path, title: str, body: Sequence[Html | None]) -> Path:
 
 def _model(about: Mapping[str, Any]) -> str:
     return str(about.get("model", {}).get("name", ""))
-
-
-def count(number_: int, what: str) -> str:
-    """A number of things in words."""
-    return f"{number_} {what}{'s' * (number_ != 1)}"
 
 
 def _protocol(seen: Evaluation, about: Mapping[str, Any]) -> str:

@@ -193,6 +193,11 @@ def peak_memory(like: Tensor) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+def count(number: int, what: str) -> str:
+    """A number of things in words: 1 view, 3 views."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people read them: 42 s, 3:05, 2:03:05."""
     if not seconds < MAX_SHOWN:

@@ -18,7 +18,7 @@ from test_score_command import REWARDS
 from align3d.cli import main
 from align3d.evaluate import evaluation_cameras
 from align3d.files import locked
-from align3d.judged.marks import SCORES, Book
+from align3d.judged.marks import SCORES, Book, batches
 from align3d.scenes.nerf.files import write_nerf
 from align3d.scenes.nerf.nerf import Nerf
 from align3d.scenes.nerf.options import March, NerfOptions
@@ -285,6 +285,22 @@ def test_fields_and_pictures_of_runs(here, capsys):
     with torch.no_grad():
         views = nerf.scene().render(evaluation_cameras(8), want=["rgb"])
     assert of_nerf == pytest.approx(red(views, [""])[0].tolist(), abs=1e-5) and len(of_pictures) == 3
+    capsys.readouterr()
+    by_hand = [
+        "score",
+        "n/0/scene.safetensors",
+        "--rewards",
+        "closed_prior:red",
+        "--prompt",
+        "x",
+        "--size",
+        "8",
+        "--json",
+    ]
+    assert main(by_hand) == 0
+    assert json.loads(capsys.readouterr().out)["rewards"]["closed_prior:red"] == pytest.approx(
+        np.mean(of_nerf), abs=0.05
+    )
 
 
 def test_samples_of_a_generator(here, capsys):
@@ -335,3 +351,11 @@ def test_nothing_is_left_of_what_was_refused(here, capsys):
     before = contents(Path())
     refused(capsys, [*SCORE, "--rewards", "more:refuses"])
     assert contents(Path()) == before and not Path("out").exists()
+
+
+def test_scenes_and_pictures_of_one_size_are_no_batch():
+    scene, picture, wide = (2, 8, 8, True), (2, 8, 8, False), (2, 8, 9, False)
+    assert list(batches([scene, scene, picture, picture, wide])) == [[0, 1], [2, 3], [4]]
+    assert list(batches([picture] * 10)) == [list(range(8)), [8, 9]]
+    assert list(batches([(4, 4096, 4096, True)] * 2)) == [[0], [1]], "as many as memory holds"
+    assert list(batches([])) == []

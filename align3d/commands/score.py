@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from align3d.types import Reward, Views
 
-SCENE = ".ply"
+SCENES = (".ply", ".safetensors")  # Gaussians, and radiance fields
 NUM_VIEWS = 4  # of a scene: the canonical azimuths
 WIDTH = 12  # characters of a column of numbers, or more where its title is longer
 MEAN = "mean"
@@ -25,7 +25,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Score pictures and .ply scenes by any rewards: a table of files and rewards; or compare folders of results.
+    """Score pictures and scenes by any rewards: a table of files and rewards; or compare folders of results.
 
     A scene is seen by the four canonical cameras, as `align3d sample` has it, and its score is the mean over them. A
     picture is one view, of its own size; of an animation, the first frame. All files are read, and all rewards asked
@@ -35,7 +35,8 @@ class Score:
     from elsewhere. Scenes are seen by cameras between those of training. --out gets table.json, table.md, report.html.
     """
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # pictures (.png, .jpg, .webp) and scenes (.ply)
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """pictures (.png, .jpg, .webp) and scenes (.ply, .safetensors)"""
     rewards: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """rewards: dnc, "dnc(alpha=0.5)", "mine=dnc(alpha=0.5)", package.module:function; may be given several times"""
     prompt: str | None = None  # what all the files should show; rewards that do not read it take any
@@ -144,19 +145,19 @@ def check_files(options: Score, rewards: Mapping[str, Reward]) -> None:
     """
     from align3d.scenes.picture_files import PICTURES
 
-    kinds = ", ".join((*PICTURES, SCENE))
+    kinds = ", ".join((*PICTURES, *SCENES))
     for path in options.files:
         suffix = path.suffix.lower()
-        if suffix not in (*PICTURES, SCENE):
+        if suffix not in (*PICTURES, *SCENES):
             raise ValueError(f"{shown(path)} is no picture and no scene by its name; known: {kinds}")
         if not path.is_file():
             raise FileNotFoundError(f"no file {shown(path)}; give pictures or scenes ({kinds})")
         for label, reward in rewards.items():
             lacking = sorted(reward.needs - {"rgb"})
-            if lacking and suffix != SCENE:
+            if lacking and suffix not in SCENES:
                 raise ValueError(
                     f"reward {label} needs {', '.join(lacking)}, and {shown(path)} is a picture, which has colours "
-                    f"alone; give it {SCENE} scenes"
+                    f"alone; give it {SCENES[0]} scenes"
                 )
     for path in options.files:
         read(path, options)
@@ -164,12 +165,11 @@ def check_files(options: Score, rewards: Mapping[str, Reward]) -> None:
 
 def read(path: Path, options: Score) -> Any:
     """A scene, or a picture (3, H, W)."""
+    from align3d.judged.marks import read_scene
     from align3d.scenes.picture_files import read_picture
-    from align3d.scenes.ply import read_ply
-    from align3d.scenes.raster import RasterConfig
 
-    if path.suffix.lower() == SCENE:
-        return read_ply(path, RasterConfig(eps2d=options.eps2d))
+    if path.suffix.lower() in SCENES:
+        return read_scene(path, options.eps2d)
     return read_picture(path, options.background)
 
 

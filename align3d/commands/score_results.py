@@ -14,7 +14,8 @@ from align3d.commands.adapters import NAME
 from align3d.commands.inputs import choose_device, read_prompt_list
 from align3d.commands.judging import progress, told
 from align3d.commands.listed import listed
-from align3d.judged.names import plural, some
+from align3d.judged.names import some
+from align3d.log import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ def run(options: Score) -> None:
     prompts, found = methods(named(options.results), given, options.num_views)
     if given is not None and len(given.prompts) > len(prompts.prompts):
         more = len(given.prompts) - len(prompts.prompts)
-        warn(f"{options.prompts} has {plural(more, 'prompt')} that came before; each counts once")
+        warn(f"{options.prompts} has {count(more, 'prompt')} that came before; each counts once")
     judges = judges_of(options)
     if options.skip_unknown:
         prompts, found = only(known(prompts.prompts, judges.rewards), prompts, found)
@@ -44,7 +45,7 @@ def run(options: Score) -> None:
     pieces = [piece for method in found for piece in method.all_pieces]
     shapes = judges.check(pieces)
     if short := unfinished(found):
-        warn(f"{plural(len(short), 'run')} ended before all updates: {some(short)}")
+        warn(f"{count(len(short), 'run')} ended before all updates: {some(short)}")
     with folder(options.out):
         book, scores = Book.open(options.out), {}
         for k, method in enumerate(found):
@@ -83,7 +84,7 @@ def only(kept: Sequence[str], prompts: PromptList, found: Sequence[Method]) -> t
     rows = [i for i, prompt in enumerate(prompts.prompts) if prompt in set(kept)]
     if len(rows) < len(prompts.prompts):
         left = len(prompts.prompts) - len(rows)
-        warn(f"{plural(left, 'prompt')} of {len(prompts.prompts)} left out, which a reward cannot judge")
+        warn(f"{count(left, 'prompt')} of {len(prompts.prompts)} left out, which a reward cannot judge")
     return prompts.only(rows), [replace(one, pieces=tuple(one.pieces[i] for i in rows)) for one in found]
 
 
@@ -136,7 +137,7 @@ def write(options: Score, judges: Judges, prompts: PromptList, found: Sequence[M
     few = 1 < len(prompts.prompts) < MANY
     if few:
         warn(
-            f"{plural(len(prompts.prompts), 'prompt')}: with fewer than {MANY}, intervals are Student's t and wide; "
+            f"{count(len(prompts.prompts), 'prompt')}: with fewer than {MANY}, intervals are Student's t and wide; "
             f"differences that matter may not show"
         )
     how = Statistics(options.seed, options.interval)

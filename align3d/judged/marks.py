@@ -36,6 +36,8 @@ MAX_PIXELS = 1 << 24  # of them
 SIDE = 256  # pixels of a small picture, at most
 SQUARES = (2, 3)  # pictures side by side in a row of threestudio
 
+Shape = tuple[int, int, int, bool]  # views, height, width, and whether it has to be rendered
+
 
 @dataclass(frozen=True)
 class Judges:
@@ -49,8 +51,8 @@ class Judges:
     eps2d: float  # pixels^2 added to projected Gaussians
     device: str
 
-    def check(self, pieces: Sequence[Piece]) -> list[tuple[int, int, int]]:
-        """Read every file once, so that a bad one is known before any work; views, height and width of each.
+    def check(self, pieces: Sequence[Piece]) -> list[Shape]:
+        """Read every file once, so that a bad one is known before any work; what each will look like.
 
         Raises:
             ValueError: If files cannot be read, or lack what a reward needs; says how many and which are the first.
@@ -67,10 +69,10 @@ class Judges:
             try:
                 if piece.is_scene:
                     read_scene(piece.files[0], self.eps2d)
-                    shapes.append((self.views, self.size, self.size))
+                    shapes.append((self.views, self.size, self.size, True))
                 else:
                     pictures = read_views(piece, self.background)
-                    shapes.append((len(pictures), *pictures.shape[2:]))
+                    shapes.append((len(pictures), *pictures.shape[2:], False))
             except ValueError as error:
                 bad.append(str(error))
         if len(bad) > 1:
@@ -119,7 +121,9 @@ def read_scene(path: Path, eps2d: float) -> Any:
     from align3d.scenes.ply import read_ply
     from align3d.scenes.raster import RasterConfig
 
-    return read_nerf(path).scene() if path.suffix == ".safetensors" else read_ply(path, RasterConfig(eps2d=eps2d))
+    return (
+        read_nerf(path).scene() if path.suffix.lower() == ".safetensors" else read_ply(path, RasterConfig(eps2d=eps2d))
+    )
 
 
 def read_views(piece: Piece, background: Sequence[float]) -> Float[Tensor, "V 3 H W"]:
@@ -194,7 +198,7 @@ class Book:
 def judge(
     judges: Judges,
     pieces: Sequence[Piece],
-    shapes: Sequence[tuple[int, int, int]],
+    shapes: Sequence[Shape],
     book: Book,
     tell: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[list[float]]]:
@@ -242,12 +246,13 @@ def scored(reward: Reward, label: str, views: Views, prompts: Sequence[str]) -> 
     return call_reward(reward, label, seen, list(prompts)).tolist()
 
 
-def batches(shapes: Sequence[tuple[int, int, int]]) -> Iterator[list[int]]:
+def batches(shapes: Sequence[Shape]) -> Iterator[list[int]]:
     """Neighbours of one shape, a few at a time."""
     part: list[int] = []
-    for i, (V, H, W) in enumerate(shapes):
+    for i, shape in enumerate(shapes):
+        V, H, W, _ = shape
         most = max(1, min(AT_A_TIME, MAX_PIXELS // (V * H * W)))
-        if part and (shapes[part[0]] != (V, H, W) or len(part) >= most):
+        if part and (shapes[part[0]] != shape or len(part) >= most):
             yield part
             part = []
         part.append(i)

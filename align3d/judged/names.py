@@ -13,6 +13,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from align3d.log import count
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -23,11 +25,6 @@ NUMBER = re.compile(r"(\d+)(?:[-_ ](\d+))?")
 WHEN = re.compile(r"@\d{8}-\d{6}$")  # of a trial of threestudio
 
 Place = tuple[int, int | None]  # a prompt, and a view; None where the name has none
-
-
-def plural(number: int, what: str, many: str = "") -> str:
-    """A number of things in words; `many` where an s is not enough."""
-    return f"{number} {what if number == 1 else many or what + 's'}"
 
 
 def some(names: Sequence[object], what: str = "the first ") -> str:
@@ -123,15 +120,15 @@ def _wrong(
     """What is wrong, in words."""
     total = len(prompts.prompts) * num
     if missing:
-        each = f" ({plural(num, 'view')} of {plural(len(prompts.prompts), 'prompt')})" if num > 1 else ""
+        each = f" ({count(num, 'view')} of {count(len(prompts.prompts), 'prompt')})" if num > 1 else ""
         first = some([_told((p, v if num > 1 else None), prompts) for p, v in missing])
-        yield f"{len(missing)} of {plural(total, what)}{each} {'is' if len(missing) == 1 else 'are'} missing: {first}"
+        yield f"{len(missing)} of {count(total, what)}{each} {'is' if len(missing) == 1 else 'are'} missing: {first}"
     if found.unclear:
-        yield f"{plural(len(found.unclear), what)} could be several things: {some(found.unclear)}"
+        yield f"{count(len(found.unclear), what)} could be several things: {some(found.unclear)}"
     if found.foreign:
         more = "" if len(found.foreign) < there else "; are these the prompts?"
         own = "belongs to no prompt or view" if len(found.foreign) == 1 else "belong to no prompt or view"
-        yield f"{plural(len(found.foreign), what)} {own}: {some(found.foreign)}{more}"
+        yield f"{count(len(found.foreign), what)} {own}: {some(found.foreign)}{more}"
 
 
 def _told(place: Place, prompts: PromptList) -> str:

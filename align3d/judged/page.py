@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from align3d.charts import MINUS, interval, interval_chart, number
 from align3d.evaluate import spread
-from align3d.evaluation_report import count, every_prompt, settings, write_page
+from align3d.evaluation_report import every_prompt, settings, write_page
 from align3d.gallery import Exhibit, figure
 from align3d.judged.standing import wins
+from align3d.log import count
 from align3d.page import Html, h, join
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align3d.files import read_json, read_lines
-from align3d.judged.names import NUMBER, assign, plural, some
+from align3d.judged.names import NUMBER, assign, some
+from align3d.log import count
 from align3d.prompt_lists import PromptList
 from align3d.runs import Run
 
@@ -123,7 +124,7 @@ def _of_run(run: Path, views: int) -> Piece:
         raise ValueError(f"{run} must hold one scene ({', '.join(SCENES)} or picture.png), and has {got}{remedy}")
     (files,) = kinds
     if files[0].suffix == ".png" and views and len(files) != views:
-        raise ValueError(f"{run} has {plural(len(files), 'picture')}, not {views} views")
+        raise ValueError(f"{run} has {count(len(files), 'picture')}, not {views} views")
     wanted = told.settings.get("loop", {}).get("updates") if isinstance(told.settings.get("loop"), dict) else None
     made = Run.read(run).metrics
     counted = isinstance(wanted, int) and bool(made)
@@ -155,8 +156,8 @@ def _checked(folder: Path, pieces: Sequence[Piece], prompts: PromptList | None, 
     missing, extra = [p for p in wanted if p not in held], [p for p in held if p not in set(wanted)]
     counts = {len(own) for own in held.values()}
     what = "run" if runs else "sample"
-    wrong = [f"{len(missing)} of {plural(len(wanted), 'prompt')} have no {what}: {some(list(map(repr, missing)))}"]
-    wrong += [f"{plural(len(extra), what)} of other prompts: {some(list(map(repr, extra)))}"]
+    wrong = [f"{len(missing)} of {count(len(wanted), 'prompt')} have no {what}: {some(list(map(repr, missing)))}"]
+    wrong += [f"{count(len(extra), what)} of other prompts: {some(list(map(repr, extra)))}"]
     wrong = [text for text, names in zip(wrong, (missing, extra), strict=True) if names]
     if not missing and not extra and len(counts) > 1:
         fewest = [repr(prompt) for prompt, own in held.items() if len(own) == min(counts)]
@@ -194,7 +195,7 @@ def _of_folder(prompt: str, folder: Path, views: int) -> Piece:
             raise ValueError(f"{home}: {num} views of {prompt!r} are wanted, there are {len(files)}")
         files = [files[round(i * (len(files) - 1) / num)] for i in range(num)] if num < len(files) else files
     elif views and len(files) != views:
-        raise ValueError(f"{home} has {plural(len(files), 'view')} of {prompt!r}, not {views}")
+        raise ValueError(f"{home} has {count(len(files), 'view')} of {prompt!r}, not {views}")
     return Piece(prompt, tuple(files), rows=bool(tests))
 
 
@@ -207,7 +208,7 @@ def _same_views(folder: Path, pieces: Sequence[Piece]) -> None:
         most = max(by_number, key=lambda n: len(by_number[n]))
         odd = [f"{name} ({n})" for n, names in by_number.items() for name in names if n != most]
         raise ValueError(
-            f"{folder}: most prompts have {plural(most, 'view')}, and {len(odd)} another number: {some(odd)}"
+            f"{folder}: most prompts have {count(most, 'view')}, and {len(odd)} another number: {some(odd)}"
         )
 
 
