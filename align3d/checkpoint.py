@@ -40,7 +40,7 @@ NUMBERS = ("prepared", "before", "reward")  # fields of State in state.json
 ADAM = ("step", "exp_avg", "exp_avg_sq")  # what torch.optim.AdamW keeps for each parameter it has moved
 MAY_CHANGE = (  # without changing an update
     *("loop.updates", "loop.minutes", "loop.checkpoint_every", "loop.keep", "loop.sample_every"),
-    *("watch.stop_when", "watch.go_on"),
+    *("watch.stop_when", "watch.go_on", "film.frames", "film.size"),
 )
 NOT_COMPARED = ("out", "resume")  # where a run lies and how it was called is no part of what it computes
 SHOWN = 6  # differing fields, or tensors, that an error names before it says how many more

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from align3d.page import Html, h, image, join
+from align3d.page import Html, film, h, image, join
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from align3d.page import Picture
-    from align3d.runs import Samples
+    from align3d.runs import Filmed, Samples
 
 MOST_STEPS = 6  # of a run, shown with pictures between the first and the last
 
@@ -61,6 +61,15 @@ def before_after(samples: Mapping[int, Samples], suffix: str) -> list[Exhibit]:
         if found:
             shown.append(Exhibit(prompt, found, next(iter(samples[steps[-1]].seeds), None)))
     return shown
+
+
+def film_section(filmed: Filmed | None) -> Html | None:
+    """The film of how a scene came to be; None if there is none."""
+    if filmed is None:
+        return None
+    shown = film(filmed.path, "the scene from the first update to the last", filmed.last)
+    text = h("p", "From the first update to the last, while the camera goes round.", class_="note")
+    return join(h("h2", "How it came to be"), text, h("div", h("figure", shown, class_="film"), class_="exhibits"))
 
 
 def history(samples: Mapping[int, Samples]) -> Html | None:

@@ -47,7 +47,8 @@ def fit(
         config: The resolved configuration for config.json; None takes what its parts say of themselves.
         resume: Go on from the newest checkpoint in `out`, to the same bits as if the run had never stopped.
         hooks: Called in the first process with the number of updates done and the model, before the first update,
-            after the last, and after every `loop.sample_every`; before the checkpoint of the same update.
+            after the last, and after every `loop.sample_every`; before the checkpoint of the same update. One that has
+            `due(done)` is called when that says so instead; it must say the same in all processes.
         watch: Looks at the model along the way, such as watch.Watching; may end the run before its last update.
         progress: Whether to show progress on standard error.
 
@@ -96,8 +97,10 @@ def train(
     def look(done: int, last: bool = False) -> None:
         if done == 0:
             looks.begin()
-        if last or done in (0, loop.updates) or (loop.sample_every and done % loop.sample_every == 0):
-            distributed.on_first(lambda: [hook(done, run.model) for hook in hooks])
+        usual = last or done in (0, loop.updates) or (loop.sample_every and done % loop.sample_every == 0)
+        due = [hook for hook in hooks if (hook.due(done) if hasattr(hook, "due") else usual)]
+        if due:
+            distributed.on_first(lambda: [hook(done, run.model) for hook in due])
 
     run, done = open_run(run, out, wanted, look)
     looks.begin()

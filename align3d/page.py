@@ -24,7 +24,7 @@ MAX_FILE = 8 << 20  # bytes of a picture file; larger ones do not belong into a 
 MAX_PIXELS = 1 << 25
 VOID = ("img", "meta", "source")  # elements without an end tag
 # Nothing is fetched, whatever the page may contain; the browser sees to it.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
 class Html(str):
@@ -96,15 +96,42 @@ def image(picture: Picture, alt: str, fps: float = 20.0) -> Html:
     return h("picture", calm, shown)
 
 
-def _file(path: Path) -> tuple[bytes, str, tuple[int, int], bytes | None]:
-    """Bytes, MIME type and size of a picture file, and the first frame if it moves."""
-    from PIL import Image, UnidentifiedImageError
+def film(path: Path, alt: str, poster: Path | None = None) -> Html:
+    """A film that plays when it is asked to; an animation that is a picture plays at once, see `image`.
 
+    Args:
+        path: An .mp4 file, or a picture file.
+        alt: What is to be seen.
+        poster: Picture that stands there before the film plays; None: its first frame.
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If it is neither, or too large.
+    """
+    if path.suffix.lower() != ".mp4":
+        return image(path, alt)
+    data = _read(path)
+    if data[4:8] != b"ftyp":
+        raise ValueError(f"{path} is no film that can be played; give .mp4")
+    still = None if poster is None else _uri(*_file(poster)[:2])
+    options = {"controls": "", "loop": "", "muted": "", "playsinline": "", "preload": "auto", "aria_label": alt}
+    return h("video", src=_uri(data, "video/mp4"), poster=still, **options)
+
+
+def _read(path: Path) -> bytes:
+    """All of a file that fits a page."""
     if not path.is_file():
         raise FileNotFoundError(f"no picture {path}")
     if path.stat().st_size > MAX_FILE:
         raise ValueError(f"{path} has {path.stat().st_size >> 20} MiB, at most {MAX_FILE >> 20} fit a page; shrink it")
-    data = path.read_bytes()
+    return path.read_bytes()
+
+
+def _file(path: Path) -> tuple[bytes, str, tuple[int, int], bytes | None]:
+    """Bytes, MIME type and size of a picture file, and the first frame if it moves."""
+    from PIL import Image, UnidentifiedImageError
+
+    data = _read(path)
     try:
         with Image.open(io.BytesIO(data), formats=list(FORMATS)) as opened:
             kind, size = FORMATS[opened.format or ""], opened.size

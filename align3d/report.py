@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from align3d.charts import MINUS, interval, interval_chart, number, shorten
 from align3d.files import replacing
-from align3d.gallery import Exhibit, before_after, history, section
+from align3d.gallery import Exhibit, before_after, film_section, history, section
 from align3d.log import TERM, duration
 from align3d.page import Html, document, h, join
 from align3d.runs import Run, is_number
@@ -85,6 +85,7 @@ def write_report(
         _tiles(told, comparisons, trained_on),
         section("Before and after" if len(told.samples) != 1 else "Before", pictures, SAME),
         section("All around", turntables or before_after(told.samples, ".webp"), ""),
+        film_section(told.film),
         "" if exhibits else history(told.samples),
         _numbers(comparisons, trained_on, pool),
         watched_section(watched) if watched else None,

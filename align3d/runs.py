@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".gif")
+FILMS = ("optimization.mp4", "optimization.webp")
 MAX_TEXT = 64 << 20  # bytes of a run's text file; longer ones are cut
 MOST_PICTURES = 24  # of a step
 
@@ -47,6 +48,23 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Filmed:
+    """The film of an optimisation."""
+
+    path: Path
+    last: Path | None  # a picture: the last frame
+
+    @classmethod
+    def of(cls, folder: Path) -> Filmed | None:
+        """That of a run, if it has one, and if it does not lie outside of its folder."""
+        frames = sorted((folder / "frames").glob("step-*.webp"), key=lambda path: (len(path.name), path.name))
+        found = [path for path in (*map(folder.joinpath, FILMS), *frames[-1:]) if path.is_file()]
+        inside = [path for path in found if path.resolve().is_relative_to(folder.resolve())]
+        film = next((path for path in inside if path.name in FILMS), None)
+        return film and cls(film, next((path for path in inside if path in frames), None))
+
+
+@dataclass(frozen=True)
 class Run:
     """A training run, finished or not."""
 
@@ -55,6 +73,7 @@ class Run:
     samples: dict[int, Samples] = field(default_factory=dict)  # updates done -> what was drawn then, ascending
     watch: dict[str, Any] = field(default_factory=dict)  # watch/base.json of a run that is watched
     best: dict[str, Any] = field(default_factory=dict)  # best/best.json
+    film: Filmed | None = None  # how its scene came to be
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -67,7 +86,8 @@ class Run:
             if number_.isdecimal() and found.pictures:
                 samples[int(number_)] = found
         watch, best = (_json(_text(folder / name)) for name in ("watch/base.json", "best/best.json"))
-        return cls(config, sorted(rows, key=lambda row: row["step"]), dict(sorted(samples.items())), watch, best)
+        rows.sort(key=lambda row: row["step"])
+        return cls(config, rows, dict(sorted(samples.items())), watch, best, Filmed.of(folder))
 
     def part(self, kind: str) -> str | None:
         """The name of the model, method or reward, if the configuration has it."""

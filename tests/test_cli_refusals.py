@@ -56,9 +56,9 @@ REFUSALS = {
     "no scene file": (["render", "prompts.txt", "--out", "x.png"], "prompts.txt"),
     "extension": (
         ["render", "nope.ply", "--out", "x.bmp"],
-        "unknown extension '.bmp'; use one of .png, .webp, .jpg, .jpeg, .gif",
+        "unknown extension '.bmp'; use one of .png, .webp, .jpg, .jpeg, .gif, .mp4",
     ),
-    "film": (["render", "nope.ply", "--out", "x.mp4"], "x.mp4"),
+    "film": (["render", "nope.ply", "--out", "x.mkv"], "unknown extension '.mkv'"),
     "size": (["render", "nope.ply", "--out", "x.png", "--size", "0"], "size must be 1 to 8192, got 0"),
     "views": ([*RENDER, "--size", "8000", "--views", "1000"], "1000 views of 8000 x 8000 pixels are too much"),
     "frames": ([*RENDER, "--out", "x.gif", "--frames", "100000"], "at most 4096 frames of that size"),

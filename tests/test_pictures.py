@@ -1,5 +1,6 @@
 """Pictures: pixel values, layout of sheets, turntables, files."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -118,9 +119,12 @@ def test_a_sheet_is_written(tmp_path):
         assert image.mode == "RGB"
 
 
-def test_unknown_extensions_are_refused_before_any_work(tmp_path):
-    with pytest.raises(ValueError, match=r"x\.mp4: films need the extra `video`.*; use \.webp, \.gif"):
+def test_unknown_extensions_are_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"x\.mp4: av is not installed; pip .*; or use another of \.webp, \.gif"):
         save_turntable(tmp_path / "x.mp4", [Image.new("RGB", (2, 2))])
+    with pytest.raises(ValueError, match=r"unknown extension '\.mp4'; use one of \.png"):
+        save_sheet(tmp_path / "x.mp4", torch.ones(1, 3, 2, 2), 1)
     with pytest.raises(ValueError, match=r"unknown extension '\.txt'; use one of \.png"):
         save_sheet(tmp_path / "x.txt", torch.ones(1, 3, 2, 2), 1)
     with pytest.raises(ValueError, match="unknown extension ''"):

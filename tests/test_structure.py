@@ -43,7 +43,7 @@ LAYERS = [
     ["evaluate"],
     ["matched", "sampleset"],
     ["results", "watch"],
-    ["page", "runs", "samples", "starts"],
+    ["page", "runs", "samples", "starts", "film"],
     ["previews"],
     ["charts"],
     ["gallery", "training_charts", "watched"],

@@ -17,6 +17,7 @@ from align3d.config import described, of_reward
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from align3d.film import Film, Filming
     from align3d.loop import Loop
     from align3d.types import Prior
 
@@ -59,10 +60,11 @@ class Optimize:
     `align3d optimize RECIPE ...` sets options as a published run had them (`align3d list recipes`): they are the
     defaults then, and RECIPE --help shows them.
 
-    Writes a run's folder: scene.ply (of other kinds of scene, other files), views.png, turntable.webp, config.json,
-    metrics.jsonl, checkpoints/, samples/, report.html. Ctrl-C (or SIGTERM) finishes the update and saves; the same
-    command with --resume goes on, to the same bits. --candidates N tries N noises in each update, --weighting says how
-    many of them count: best, min-max or weighted, by --reward. --seed is short for --loop.seed.
+    Writes a run's folder: scene.ply (of other kinds of scene, other files), views.png, turntable.webp, a film of how it
+    came to be (optimization.mp4), config.json, metrics.jsonl, checkpoints/, samples/, report.html. Ctrl-C (or SIGTERM)
+    finishes the update and saves; the same command with --resume goes on, to the same bits. --candidates N tries N
+    noises in each update, --weighting says how many of them count: best, min-max or weighted, by --reward. --seed is
+    short for --loop.seed.
     """
 
     recipe: str | None = None  # a published run, such as rewardsds-2d-sds; may stand first, as RECIPE
@@ -75,7 +77,7 @@ class Optimize:
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # red, green, blue behind the object, 0 to 1
 
     parts: ClassVar[dict[str, str | None]] = {**USUAL}
-    groups: ClassVar[dict[str, str]] = {"loop": "align3d.loop:Loop"}
+    groups: ClassVar[dict[str, str]] = {"loop": "align3d.loop:Loop", "film": "align3d.film:Film"}
     first: ClassVar[str] = "--recipe"
     defaults: ClassVar[Any] = staticmethod(told)
     shorthands: ClassVar[dict[str, str]] = {
@@ -95,6 +97,7 @@ def run(
     scene: Any,
     reward: Any,
     loop: Loop,
+    film: Film,
     cameras: Any,
 ) -> None:
     """Optimise, or go on."""
@@ -109,9 +112,9 @@ def run(
     score.check(list(jobs), method.explore.candidates)
     parts = {"prior": prior, "method": method, "scene": scene, "cameras": cameras}
     config = {kind: described(part, names[kind]) for kind, part in parts.items()}
-    config |= {"reward": of_reward(score.reward, names["reward"]), "loop": asdict(loop)}
-    config |= recorded(options.recipe, options.variant)
-    work = Work(names, prior, method, scene, score, loop, options.device, config | {"background": options.background})
+    config |= {"reward": of_reward(score.reward, names["reward"]), "loop": asdict(loop), "film": asdict(film)}
+    config |= recorded(options.recipe, options.variant) | {"background": options.background}
+    work = Work(names, prior, method, scene, score, loop, film, options.device, config)
     if options.prompts is None:
         ((prompt, out),) = jobs.items()
         print(work.make(prompt, out, options.resume, work.teacher()), flush=True)
@@ -146,6 +149,7 @@ class Work:
     scene: Any
     score: Any  # a rewards.score.Scorer
     loop: Loop
+    film: Film
     device: str
     config: dict[str, Any]
 
@@ -161,9 +165,10 @@ class Work:
 
     def make(self, prompt: str, out: Path, resume: bool, teacher: Prior) -> str:
         """Optimise one scene, or go on; says how it went."""
+        from align3d.film import Filming
         from align3d.interrupts import Terminated
         from align3d.loop import fit
-        from align3d.previews import Previews, finish
+        from align3d.previews import Previews
         from align3d.starts import Stage
 
         background, device = self.score.background, choose_device(self.device)
@@ -172,17 +177,16 @@ class Work:
         reward = self.score.reward
         terms = getattr(reward, "terms", {})  # of a sum, each by itself: outside of an update there are no candidates
         shown = {name: term.reward for name, term in terms.items()} or {self.names["reward"]: reward}
-        hooks = [Previews(out, prompt, shown, self.loop.seed, background), lambda done, model: report(out)]
+        filming = Filming(self.film, out, None if self.loop.minutes else self.loop.updates, background)
+        hooks = [Previews(out, prompt, shown, self.loop.seed, background), filming, lambda done, model: report(out)]
         arguments = (subject, self.method, self.score, [prompt], self.loop)
         try:
             rows = fit(*arguments, out=out, config={"prompt": prompt, **self.config}, resume=resume, hooks=hooks)
         except (KeyboardInterrupt, Terminated, FloatingPointError):  # the scene is as the last good update left it
             if (out / "metrics.jsonl").exists():  # else there is no run yet
-                finish(out, subject)
-                report(out)
+                ended(out, subject, filming)
             raise
-        file = finish(out, subject)
-        report(out)
+        file = ended(out, subject, filming)
         return f"{rows[-1]['step']} updates done: {file}, open {out / 'report.html'}"
 
     def finished(self, out: Path) -> bool:
@@ -191,6 +195,24 @@ class Work:
 
         newest = latest(out)
         return newest is not None and step_of(newest) >= self.loop.updates and (out / "report.html").is_file()
+
+
+def ended(out: Path, subject: Any, filming: Filming) -> Path:
+    """Write what a run ends in, even one that goes on later; the scene's file.
+
+    If there can be no film, says so and goes on: the scene is worth more.
+    """
+    from align3d.log import read_metrics
+    from align3d.previews import finish
+
+    file = finish(out, subject)
+    try:
+        rows = read_metrics(out / "metrics.jsonl")
+        filming.develop(subject, rows[-1]["step"] if rows else 0)
+    except Exception as error:
+        print(f"align3d: no film: {error}", file=sys.stderr)
+    report(out)
+    return file
 
 
 def make_all(work: Work, jobs: dict[str, Path]) -> None:

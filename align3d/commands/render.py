@@ -19,10 +19,10 @@ MAX_JPEG = 65535  # pixels, width in that format
 
 @dataclass(frozen=True, kw_only=True)
 class Render:
-    """Draw a scene's file: views side by side (.png, .jpg) or a turntable (.webp, .gif)."""
+    """Draw a scene's file: views side by side (.png, .jpg) or a turntable (.webp, .gif, .mp4)."""
 
     scene: Annotated[Path, tyro.conf.Positional]  # .ply file of Gaussians, or scene.safetensors of a radiance field
-    out: Path  # .png or .jpg: views side by side; .webp or .gif: a turntable
+    out: Path  # .png or .jpg: views side by side; .webp, .gif or .mp4 (extra `video`): a turntable
     size: int = 256  # side of a view in pixels, at most 8192
     views: int = 4  # views side by side, in equal steps around the scene
     frames: int = 36  # frames of a turntable
@@ -40,7 +40,7 @@ class Render:
         for name, (low, high) in LIMITS.items():
             check_range(name, getattr(self, name), low, high)
         suffix = self.out.suffix.lower()
-        moving = suffix in (".webp", ".gif")
+        moving = suffix in (".webp", ".gif", ".mp4")
         check_pictures(self.size, *(("frames", self.frames) if moving else ("views", self.views)))
         if suffix in (".jpg", ".jpeg") and self.size * self.views > MAX_JPEG:
             raise ValueError(f"{suffix} pictures are at most {MAX_JPEG} pixels wide, got {self.size * self.views}")

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from align3d.files import replacing
 from align3d.scenes.cameras import AZIMUTHS, FOCAL, RADIUS, orbit
+from align3d.scenes.video import problem, write_mp4
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from align3d.types import Scene
 
 STILL = (".png", ".webp", ".jpg", ".jpeg")
-MOVING = (".webp", ".gif")
+MOVING = (".webp", ".gif", ".mp4")
 WHITE = (1.0, 1.0, 1.0)
 GAP = 6  # pixels around and between the pictures of a sheet
 INK = (70, 70, 70)  # of the labels, 8-bit RGB
@@ -82,8 +83,9 @@ def look(
     radius: float = RADIUS,
     focal: float = FOCAL,
     chunk: int = 12,
+    background: tuple[float, float, float] = WHITE,
 ) -> Float[Tensor, "B V 3 size size"]:
-    """Pictures on white of a batch of scenes, one per azimuth, on the CPU.
+    """Pictures of a batch of scenes, one per azimuth, on the CPU.
 
     Args:
         scene: B scenes.
@@ -94,6 +96,7 @@ def look(
         radius: Distance of the cameras from the origin, scene units.
         focal: Focal length in image widths.
         chunk: Azimuths rendered at a time; bounds the memory.
+        background: RGB in [0, 1].
 
     Raises:
         ValueError: If no picture is asked for, or the scene has no colours.
@@ -105,7 +108,7 @@ def look(
         azimuth = torch.tensor(azimuths[start : start + chunk], dtype=torch.float32).expand(num, -1)
         cameras = orbit(azimuth, torch.full_like(azimuth, elevation), radius, focal, size, size)
         with torch.no_grad():
-            views = scene.render(cameras, want=("rgb",), background=WHITE)
+            views = scene.render(cameras, want=("rgb",), background=background)
         views.require("rgb", by="a picture")
         parts.append(views.rgb.cpu())
     return torch.cat(parts, dim=1)
@@ -133,7 +136,12 @@ def save_views(
     """
     check_extension(path, STILL)
     images = look(scene, 1, azimuths, size, elevation, radius, focal)[0]
-    _save(path, Image.fromarray(np.concatenate(list(to_uint8(images)), axis=1)))
+    _save(path, side_by_side(images))
+
+
+def side_by_side(images: Float[Tensor, "V 3 H W"]) -> Image.Image:
+    """Pictures in a row, without margins."""
+    return Image.fromarray(np.concatenate(list(to_uint8(images)), axis=1))
 
 
 def turntable(
@@ -164,6 +172,8 @@ def turntable(
 def save_turntable(path: str | Path, frames: Sequence[Image.Image], fps: float = 20.0, quality: int = 80) -> None:
     """Writes frames as an endless animation, .webp (small, many colours) or .gif (256 colours, opens anywhere).
 
+    Or as a film, .mp4, which needs the extra `video`, and ends.
+
     Args:
         path: The file.
         frames: Pictures of one size.
@@ -171,11 +181,14 @@ def save_turntable(path: str | Path, frames: Sequence[Image.Image], fps: float =
         quality: 0 to 100, of .webp.
 
     Raises:
-        ValueError: If there is no frame, or the extension is another one.
+        ValueError: If there is no frame, the extension is another one, or films cannot be written here.
     """
     suffix = check_extension(path, MOVING)
     if not frames:
         raise ValueError(f"cannot write {path}: an animation needs at least one frame")
+    if suffix == ".mp4":
+        write_mp4(path, frames, fps)
+        return
     options = {"save_all": True, "append_images": list(frames[1:]), "duration": round(1000 / fps), "loop": 0}
     if suffix == ".webp":
         _save(path, frames[0], **options, quality=quality, method=4)
@@ -187,14 +200,15 @@ def check_extension(path: str | Path, known: Sequence[str]) -> str:
     """The extension of a file to be written, in small letters.
 
     Raises:
-        ValueError: If it is none of the known ones.
+        ValueError: If it is none of the known ones, or a film and films cannot be written here.
     """
     suffix = Path(path).suffix.lower()
+    names = ", ".join(known)
+    lacking = problem() if suffix == ".mp4" and suffix in known else None
+    if lacking is not None:
+        raise ValueError(f"cannot write {path}: {lacking}; or use another of {names}")
     if suffix in known:
         return suffix
-    names = ", ".join(known)
-    if suffix in (".mp4", ".mov", ".webm"):
-        raise ValueError(f"cannot write {path}: films need the extra `video` and are not supported yet; use {names}")
     raise ValueError(f"cannot write {path}: unknown extension {suffix!r}; use one of {names}")
 
 
