@@ -43,7 +43,7 @@ def generate(model: BaseModel, prompts: Sequence[str], seeds: Sequence[int], bat
     """
     import torch
 
-    from align3d.diffusion.sampler import rollout, sampling_times
+    from align3d.diffusion.sampler import sample, sampling_times
 
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     if not pairs or batch_size < 1:
@@ -55,5 +55,5 @@ def generate(model: BaseModel, prompts: Sequence[str], seeds: Sequence[int], bat
         texts, numbers = zip(*pairs[first : first + batch_size], strict=True)
         rng = Streams(("generate",), tuple((seed, "generate", text) for text, seed in zip(texts, numbers, strict=True)))
         with torch.no_grad():  # ends before the yield: the caller's own mode holds in the caller's loop
-            scene = model.decode(rollout(model, texts, times, rng, keep=False).x[:, -1])
+            scene = model.decode(sample(model, texts, times, rng))
         yield Batch(texts, numbers, scene, rng)

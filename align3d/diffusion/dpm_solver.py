@@ -21,10 +21,11 @@ from align3d.diffusion.schedule import DiscreteVP, bcast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
-    Denoise = Callable[[Float[Tensor, "B *L"], Float[Tensor, "B"]], Float[Tensor, "B *L"]]  # (x, t) -> x0
+    # (x, t, rows) -> x0; rows are the numbers of those of the whole batch that x and t are of
+    Denoise = Callable[[Float[Tensor, "R *L"], Float[Tensor, "R"], Int[Tensor, "R"]], Float[Tensor, "R *L"]]
 
 CUT = -5.1  # lambda below which entries of a table are left out
 END = 1e-3  # where the path ends, as published
@@ -95,7 +96,7 @@ def multistep(
     """Steps at even times from 1 to `end`.
 
     Args:
-        denoise: The clean data that x at times t stands for.
+        denoise: The clean data that x at times t stands for, as the network sees it.
         x: Standard normal.
         levels: Noise levels.
         steps: At least as many as the order; with fewer than 10, the last ones are of lower order.
@@ -110,10 +111,11 @@ def multistep(
     if order not in (2, 3) or steps < order:
         raise ValueError(f"multistep takes order 2 or 3 and at least as many steps, got order {order}, {steps} steps")
     times = torch.linspace(1, end, steps + 1, dtype=torch.float64, device=x.device)
+    rows = torch.arange(len(x), device=x.device)
     seen: list[tuple[Tensor, Tensor]] = []  # lambda and data of the latest steps, newest last
     for k in range(steps):
         s, t = (time.expand(len(x)) for time in (times[k], times[k + 1]))
-        seen = [*seen[1 - order :], (levels.lam(s), denoise(x, s))]
+        seen = [*seen[1 - order :], (levels.lam(s), denoise(x, s, rows))]
         now = min(len(seen), steps - k) if steps < 10 else len(seen)
         x = _multi(levels, x, s, t, seen[-now:])
     return x
@@ -138,7 +140,14 @@ def _multi(levels: Levels, x: Tensor, s: Tensor, t: Tensor, seen: list[tuple[Ten
     return x + bcast(alpha * phi2, x) * (first + bcast(r0, x) * second) - bcast(alpha * phi3, x) * second
 
 
-def adaptive(denoise: Denoise, x: Float[Tensor, "B *L"], levels: Levels, end: float = END) -> Float[Tensor, "B *L"]:
+def adaptive(
+    denoise: Denoise,
+    x: Float[Tensor, "B *L"],
+    levels: Levels,
+    end: float = END,
+    absolute: float = ABSOLUTE,
+    relative: float = RELATIVE,
+) -> Float[Tensor, "B *L"]:
     """Steps of orders 1 and 2, as long as their difference allows, from time 1 to `end`.
 
     Each row has steps of its own; what has arrived is not computed any more.
@@ -148,6 +157,8 @@ def adaptive(denoise: Denoise, x: Float[Tensor, "B *L"], levels: Levels, end: fl
         x: Standard normal.
         levels: Noise levels.
         end: The last time.
+        absolute: Error of a number that is allowed in a step, at least.
+        relative: The same, as a share of its size.
 
     Raises:
         FloatingPointError: If x is not finite any more, or the steps become too short.
@@ -165,8 +176,8 @@ def adaptive(denoise: Denoise, x: Float[Tensor, "B *L"], levels: Levels, end: fl
             return x
         at, now = x[rows], s[rows]
         t = levels.time(levels.lam(now) + h[rows])
-        first, second = _both(denoise, at, levels, now, t)
-        scale = torch.maximum(first.abs(), lower[rows].abs()).mul(RELATIVE).clamp_min(ABSOLUTE)
+        first, second = _both(denoise, at, levels, now, t, rows)
+        scale = torch.maximum(first.abs(), lower[rows].abs()).mul(relative).clamp_min(absolute)
         error = ((second - first) / scale).double().square().flatten(1).mean(1).sqrt()
         if not bool(error.isfinite().all()):
             raise FloatingPointError(f"the sampler met a NaN or an infinity at time {float(now.max()):.4f}")
@@ -177,9 +188,9 @@ def adaptive(denoise: Denoise, x: Float[Tensor, "B *L"], levels: Levels, end: fl
     raise FloatingPointError(f"the sampler made no way in {MOST} steps; its predictions jump")
 
 
-def _both(denoise: Denoise, x: Tensor, levels: Levels, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def _both(denoise: Denoise, x: Tensor, levels: Levels, s: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """A step of order 1, and one of order 2 by way of the middle in lambda."""
     middle = levels.time((levels.lam(s) + levels.lam(t)) / 2)
-    now = denoise(x, s)
-    then = denoise(step(levels, x, s, middle, now), middle)
+    now = denoise(x, s, rows)
+    then = denoise(step(levels, x, s, middle, now), middle, rows)
     return step(levels, x, s, t, now), step(levels, x, s, t, then)

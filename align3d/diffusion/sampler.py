@@ -100,6 +100,21 @@ def rollout(
     return Rollout(prompts, cond, times[-len(states) :], torch.stack(states, 1), torch.stack(predictions, 1))
 
 
+def sample(model: BaseModel, prompts: Sequence[str], times: Float[Tensor, "T"], rng: Streams) -> Float[Tensor, "B *L"]:
+    """Clean latents, by the model's own sampler if it has one, else by ancestral steps; arguments as of `rollout`.
+
+    Raises:
+        NonFiniteError: If they are not finite; names the prompt.
+    """
+    if hasattr(model, "solve"):
+        noise = rng.normal("noise", tuple(model.latent_shape), like=times)
+        x0 = model.solve(noise, model.encode(prompts))
+        if x0 is not None:
+            require_finite(x0, prompts, "sample", "at the end")
+            return x0
+    return rollout(model, prompts, times, rng, keep=False).x[:, -1]
+
+
 def advance(
     model: BaseModel,
     prompts: Sequence[str],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.models.embedded import bfloat16_is_fast
+from align3d.models.text_options import TextOptions
 from align3d.weights import NotItsWeights, Weights, build, fill, load_part
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ LAYERS = {  # what is adapted -> ends of the names of layers
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(TextOptions):
     """What the published generators have in common."""
 
     weights: Path | None = None  # folder with the published files of DiffSplat, gsdiff_... and gsvae_...; or --weights
@@ -60,7 +61,6 @@ class Published:
     denoiser: ClassVar[str]  # class in nets.denoisers
     run: ClassVar[str]  # folder of its training
     codec: ClassVar[str]  # folder of the GS-VAE's training
-    encoder: ClassVar[str]  # kind of the text encoder, as caches call it
     width: ClassVar[str]  # in the network's configuration: numbers of a token
     scaling: ClassVar[float]  # of the latents
     shift: ClassVar[float] = 0.0
@@ -79,27 +79,6 @@ class Published:
         """Noise levels, and the sampler's times."""
         raise NotImplementedError
 
-    def read_text(self, folder: Path, device: str, precision: Any, offload: bool) -> TextSource:
-        """The text encoder in a folder."""
-        raise NotImplementedError
-
-    def text_source(self, device: str = "cpu", precision: Any = "bfloat16", offload: bool = False) -> TextSource:
-        """The text encoder, without the other networks.
-
-        Raises:
-            ValueError: If there is no folder of one.
-        """
-        folder = self.text_folder()
-        if folder is None:
-            raise ValueError("--model.text is missing: give the folder of the published text encoder")
-        return self.read_text(folder, device, precision, offload)
-
-    def text_folder(self) -> Path | None:
-        """Where the text encoder is, if anywhere."""
-        if self.text is None and self.weights is not None and (self.weights / "text_encoder").is_dir():
-            return self.weights
-        return self.text
-
     def load(self, device: str = "cpu") -> DiffSplat:
         """The generator, frozen, with a LoRA adapter of no effect (or the one from `adapter`).
 
@@ -116,7 +95,8 @@ class Published:
         self.need_text()
         codec = self.load_codec(newest(root / self.codec))
         network = self.load_network(kind, newest(root / self.run) / kind.folder, device)
-        return self.assemble(network, codec, self.texts(device, network.config), device)
+        pooled = network.config.get("pooled_projection_dim", 0)
+        return self.assemble(network, codec, self.texts(device, network.config[self.width], pooled), device)
 
     def assemble(self, network: nn.Module, codec: nn.Module, texts: TextSource, device: str = "cpu") -> DiffSplat:
         """The generator from its networks, which are frozen, changed in place and moved.
@@ -187,41 +167,6 @@ class Published:
             said = "is not given" if self.weights is None else f"{self.weights} is no folder"
             raise FileNotFoundError(f"--model.weights {said}; it takes {SOURCE}: {self.run}/ and {self.codec}/")
         return self.weights
-
-    def texts(self, device: str, config: Any) -> TextSource:
-        """Where texts come from: the cache, if there is one, else the encoder.
-
-        Args:
-            device: Where the texts shall be.
-            config: Of the denoiser's network, which says how wide they are.
-
-        Raises:
-            ValueError: If there is neither, or the cache is of another encoder.
-        """
-        from align3d.models.prompt_cache import open_cache
-
-        self.need_text()
-        if self.cache is not None:
-            expect = {"encoder": self.encoder, "width": config[self.width]}
-            expect["pooled"] = config.get("pooled_projection_dim", 0)
-            return open_cache(self.cache, expect | self.text_options(), device)
-        return self.text_source(device)
-
-    def need_text(self) -> None:
-        """Refuse to go on without a source of texts, before anything large is read.
-
-        Raises:
-            ValueError: If there is neither a cache nor an encoder.
-        """
-        if self.cache is None and self.text_folder() is None:
-            raise ValueError(
-                "the model needs texts: give --model.cache, a folder that `align3d embed` wrote, or --model.text, the "
-                "folder of the published text encoder"
-            )
-
-    def text_options(self) -> dict[str, Any]:
-        """What a cache's texts must have been made with, beyond the encoder."""
-        return {}
 
     def load_network(self, kind: Any, folder: Path, device: str) -> nn.Module:
         """The denoiser's network in its precision."""

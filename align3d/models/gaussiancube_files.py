@@ -1,0 +1,336 @@
+"""The published GaussianCube generators: Objaverse, OmniObject3D, ShapeNet cars and chairs (BwZhang/GaussianCube-...).
+
+    WEIGHTS/NAME_ckpt.pt, mean.pt, std.pt      plain state dict, and the normalisation of its cubes [X, Y, Z, 14]
+
+The files of Objaverse lie in v1.0/ and v1.1/ of their repository; WEIGHTS may be either folder, or the one above. What
+a network is conditioned on - texts, classes or nothing - is read off its weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from align3d.models.embedded import bfloat16_is_fast
+from align3d.models.text_options import TextOptions
+from align3d.pretrained.legacy import converted_or_published, read_legacy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor
+
+    from align3d.models.gaussiancube import GaussianCube, Space
+    from align3d.models.nets.gaussiancube_unet import Architecture, CubeUNet
+    from align3d.models.text import TextSource
+
+BOUND = 0.5  # of the scenes that come out, whatever the data set
+NORMS = ("mean", "std")
+LAYERS = {  # what is adapted -> ends of the names of layers
+    "attention": ("qkv", "encoder_kv", "proj_out"),
+    "all": ("qkv", "encoder_kv", "proj_out", "in_layers.2", "out_layers.3", "emb_layers.1"),
+}
+MOST_CLASSES = 1 << 20  # bytes of a list of classes
+
+
+@dataclass(frozen=True)
+class Published(TextOptions):
+    """What the published generators have in common."""
+
+    weights: Path | None = None  # folder with the published files: ..._ckpt.pt, mean.pt and std.pt; or --weights
+    text: Path | None = (
+        None  # folder of CLIP ViT-L/14's text_encoder/ and tokenizer/, such as SD1.5's; none = in weights
+    )
+    cache: Path | None = None  # prompt cache of `align3d embed`, in the place of a text encoder
+    classes: Path | None = (
+        None  # JSON file, name of a class -> its number, so that prompts may be names; none = numbers
+    )
+    adapter: Path | None = None  # a run's folder, or an adapter's, PEFT's; none = a fresh adapter
+    rank: int = 8  # rank of the LoRA adapter
+    alpha: float = 8.0  # the adapter's update is scaled by alpha / rank
+    layers: Literal["attention", "all"] = "attention"  # adapted; all = convolutions and embeddings too
+    guidance: float = 3.5  # classifier-free guidance, of models with texts or classes; 1 = none
+    steps: int = 50  # ancestral sampling steps, which are trained on
+    sampler: Literal["published", "ancestral"] = "published"  # of pictures and evaluations; ancestral = as trained
+    sampler_steps: int = 300  # of the published sampler; that of texts, which is adaptive, chooses its own
+    labels: Literal["exact", "published"] = "exact"  # of noise levels in the published sampler; published = shifted
+    size: Literal["unit", "published"] = "unit"  # of scenes; unit = all data sets fill -0.5 to 0.5
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 where it is fast
+    recompute: bool = False  # keep no activations: less memory, one more forward pass
+
+    file: ClassVar[str]  # the weights, without an ending
+    folder: ClassVar[str] = ""  # in the repository
+    bound: ClassVar[float]  # of the voxels
+    solver: ClassVar[Literal["adaptive", "multistep2", "multistep3"]]
+    sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]]  # what -> repository -> patterns of its files
+
+    encoder = "clip"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.rank < 1 or self.sampler_steps < 3:
+            got = f"{self.steps}, {self.rank} and {self.sampler_steps}"
+            raise ValueError(f"model.steps and rank must be at least 1, sampler_steps at least 3, got {got}")
+        if not 0 < self.alpha <= 1e4 or not 0 <= self.guidance <= 100:
+            got = f"{self.alpha} and {self.guidance}"
+            raise ValueError(f"model.alpha must be above 0 and at most 10000, guidance 0 to 100, got {got}")
+
+    def schedule(self) -> Any:
+        """Noise levels: a cosine, but for texts."""
+        from align3d.diffusion.schedule import DiscreteVP
+
+        return DiscreteVP(kind="cosine")
+
+    def read_text(self, folder: Path, device: str, precision: Any, offload: bool) -> TextSource:
+        """CLIP-L."""
+        from align3d.models.text_files import load_clip
+
+        return load_clip(folder, device, precision, offload)
+
+    def root(self) -> Path:
+        """The folder of the published files.
+
+        Raises:
+            FileNotFoundError: If it is not given or not there, or lacks one.
+        """
+        wanted = f"it takes {', '.join(f'{name}.pt' for name in (self.file, *NORMS))}, as they were published"
+        if self.weights is None or not self.weights.is_dir():
+            said = "is not given" if self.weights is None else f"{self.weights} is no folder"
+            raise FileNotFoundError(f"--model.weights {said}; {wanted}")
+        inner = self.weights / self.folder
+        root = inner if (inner / f"{NORMS[0]}.pt").is_file() else self.weights
+        lacking = [name for name in NORMS if not (root / f"{name}.pt").is_file()]
+        if not any((root / f"{self.file}{end}").is_file() for end in (".pt", ".safetensors")):
+            lacking.insert(0, self.file)
+        if lacking:
+            raise FileNotFoundError(f"{root} lacks {', '.join(f'{name}.pt' for name in lacking)}; {wanted}")
+        return root
+
+    def load(self, device: str = "cpu") -> GaussianCube:
+        """The generator, frozen, with a LoRA adapter of no effect (or the one from `adapter`).
+
+        Args:
+            device: Where the network lives.
+
+        Raises:
+            FileNotFoundError: If a folder or file is missing.
+            ValueError: If files are damaged or do not fit together, or texts are needed and there is no source of them.
+        """
+        import torch
+
+        root = self.root()
+        dtype = torch.bfloat16 if bfloat16_is_fast(self.precision, device) else torch.float32
+        network = self.read_network(root, dtype)
+        return self.assemble(network, self.read_space(root, network.architecture, device), device)
+
+    def assemble(self, network: CubeUNet, space: Space, device: str = "cpu") -> GaussianCube:
+        """The generator from its network, which is frozen, changed in place and moved.
+
+        Args:
+            network: In the precision that it shall compute in.
+            space: On the device.
+            device: Where the network shall live.
+
+        Raises:
+            FileNotFoundError: If `adapter` or `classes` is not there.
+            ValueError: If the adapter does not fit, or texts are needed and there is no source of them.
+        """
+        from align3d.diffusion.dpm_solver import Levels
+        from align3d.models.gaussiancube import GaussianCube
+        from align3d.models.lora import Adapter
+
+        own, schedule = network.architecture, self.schedule()
+        texts = self.texts(device, own.text) if own.text else None
+        classes = self.read_classes(own.classes)
+        adapter = Adapter(network.requires_grad_(False).eval(), self.rank, self.alpha, LAYERS[self.layers])
+        if self.adapter is not None:
+            adapter.load(self.adapter)
+        network.to(device)  # last, so that the adapter starts from the same numbers everywhere
+        return GaussianCube(
+            network=network,
+            schedule=schedule,
+            space=space,
+            latent_shape=tuple(space.mean.shape),
+            levels=Levels(schedule),
+            steps=self.steps,
+            guidance=self.guidance,
+            sampler=self.solver if self.sampler == "published" else "ancestral",
+            sampler_steps=self.sampler_steps,
+            labels=self.labels,
+            adapter=adapter,
+            text=texts,
+            classes=classes,
+            options=self,
+        )
+
+    def read_network(self, root: Path, dtype: torch.dtype) -> CubeUNet:
+        """The network of the weights.
+
+        Raises:
+            ValueError: If they are damaged, or another network's.
+        """
+        import torch
+
+        from align3d.models.nets.gaussiancube_unet import Architecture, CubeUNet
+        from align3d.weights import NotItsWeights, fill, parameters_on_meta, require_keys
+
+        path = root / f"{self.file}.pt"
+        with converted_or_published(root, self.file, read_legacy) as weights:
+            try:
+                architecture = self.limited(Architecture.of(weights.shapes))
+                with torch.device("meta"):
+                    require_keys(CubeUNet(architecture), weights.shapes)
+                with parameters_on_meta():
+                    network = CubeUNet(architecture, self.recompute)
+            except (NotItsWeights, ValueError) as error:
+                raise ValueError(f"{path} does not fit: {error}") from None
+            fill(network, weights, dtype)
+        return network
+
+    def limited(self, architecture: Architecture) -> Architecture:
+        """The same; what is too large is refused before memory of its size is asked for.
+
+        Raises:
+            ValueError: If it is no network of this kind.
+        """
+        if max(architecture.widths) > 1 << 14 or architecture.embed > 1 << 16:
+            raise ValueError(f"{max(architecture.widths)} channels are too many")
+        return architecture
+
+    def read_space(self, root: Path, architecture: Architecture, device: str) -> Space:
+        """The normalisation.
+
+        Raises:
+            ValueError: If a file is damaged, or of cubes of another shape.
+        """
+        from align3d.models.gaussiancube import CHANNELS, Space
+
+        mean, std = (read_norm(root / f"{name}.pt", architecture.channels) for name in NORMS)
+        levels = 2 ** (len(architecture.widths) - 1)
+        if mean.shape != std.shape or architecture.channels != CHANNELS or mean.shape[1] % levels:
+            raise ValueError(
+                f"{root}: the network is one of {architecture.channels} numbers a voxel, mean.pt is "
+                f"{list(mean.shape)} and std.pt {list(std.shape)}, channels first; expected {CHANNELS} of a cube of a "
+                f"multiple of {levels} voxels a side, such as [32, 32, 32, 14] in the files"
+            )
+        check_norms(root, mean, std, self.bound)
+        return Space(mean.to(device), std.to(device), self.bound, BOUND / self.bound if self.size == "unit" else 1.0)
+
+    def read_classes(self, number: int) -> Mapping[str, int] | None:
+        """The names of classes.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the model knows no classes, or the file names others.
+        """
+        from align3d.files import read_json
+
+        if self.classes is None:
+            return None
+        if not number:
+            raise ValueError("model.classes is for models that were trained with classes; leave it out")
+        if not self.classes.is_file():
+            raise FileNotFoundError(f"no file {self.classes}; model.classes takes a JSON file, name -> number")
+        found = read_json(self.classes, MOST_CLASSES)
+        wrong = [name for name, label in found.items() if type(label) is not int or not 0 <= label < number]
+        if wrong or not found:
+            said = f"{wrong[0]!r} is {found[wrong[0]]!r}" if wrong else "it is empty"
+            raise ValueError(f"{self.classes}: {said}; classes of this model are numbers 0 to {number - 1}")
+        return found
+
+
+def read_norm(path: Path, channels: int) -> Tensor:
+    """One file of the normalisation, channels first, float32: of a cube, or the same for all its voxels.
+
+    Raises:
+        ValueError: If it is damaged, or no cube.
+    """
+    import torch
+
+    from align3d.pretrained.legacy import is_whole, load_legacy
+    from align3d.weights import require_numbers
+
+    value = load_legacy(path)
+    if not isinstance(value, torch.Tensor) or not is_whole(value, path):
+        raise ValueError(f"{path} is no published file of a normalisation: it holds no plain tensor")
+    side = value.shape[0] if value.ndim == 4 else 0
+    if list(value.shape) != [side, side, side, channels] or not 1 <= side <= 256:
+        raise ValueError(f"{path} is {list(value.shape)}, expected [32, 32, 32, {channels}]: a cube, channels last")
+    require_numbers(path, "it", value)
+    return value.float().permute(3, 0, 1, 2).contiguous()
+
+
+def check_norms(root: Path, mean: Tensor, std: Tensor, bound: float) -> None:
+    """Refuse a mean and a deviation that no data set of this size of voxels has.
+
+    Raises:
+        ValueError: Says what is wrong.
+    """
+    opacity, scale = mean[6], mean[7:10]
+    problems = {
+        "deviations are not above 0": bool((std <= 0).any()),
+        "the mean opacity is not within 0 and 1": bool((opacity < -0.01).any() or (opacity > 1.01).any()),
+        f"mean scales are not within 0 and {bound}": bool((scale < -0.01).any() or (scale > bound).any()),
+        f"mean offsets are beyond {2 * bound}": bool((mean[:3].abs() > 2 * bound).any()),
+    }
+    wrong = [problem for problem, is_so in problems.items() if is_so]
+    if wrong:
+        raise ValueError(
+            f"{root}: {wrong[0]}, so mean.pt and std.pt are not those of this data set; copy both from where the "
+            f"weights come from"
+        )
+
+
+def sources(repository: str, file: str, folder: str = "", text: bool = False) -> dict[str, Any]:
+    """What `align3d download` fetches, and from which repositories."""
+    found = {"weights": {f"BwZhang/GaussianCube-{repository}": tuple(f"{folder}{name}.pt" for name in (file, *NORMS))}}
+    clip = ("text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*")
+    return found | ({"text": {"stable-diffusion-v1-5/stable-diffusion-v1-5": clip}} if text else {})
+
+
+@dataclass(frozen=True)
+class Objaverse(Published):
+    """GaussianCube of Objaverse, v1.1: 0.34 billion parameters, text of CLIP-L."""
+
+    file, folder = "objaverse_ckpt", "v1.1"
+    bound, solver = 0.5, "adaptive"
+    sources = sources("Objaverse", file, "v1.1/", text=True)
+
+    def schedule(self) -> Any:
+        """Noise levels."""
+        from align3d.diffusion.schedule import DiscreteVP
+
+        return DiscreteVP(beta_end=0.03)
+
+
+@dataclass(frozen=True)
+class Objaverse10(Objaverse):
+    """GaussianCube of Objaverse, v1.0; the released code samples it without texts."""
+
+    folder = "v1.0"
+    sources = sources("Objaverse", Objaverse.file, "v1.0/", text=True)
+
+
+@dataclass(frozen=True)
+class OmniObject3D(Published):
+    """GaussianCube of OmniObject3D: 216 classes."""
+
+    file, bound, solver = "OmniObject3D_ckpt", 1.0, "multistep2"
+    sources = sources("OmniObject3D-v1.0", file)
+
+
+@dataclass(frozen=True)
+class ShapeNetCar(Published):
+    """GaussianCube of ShapeNet's cars, without condition."""
+
+    file, bound, solver = "shapenet_car_ckpt", 0.45, "multistep3"
+    sources = sources("ShapeNetCar-v1.0", file)
+
+
+@dataclass(frozen=True)
+class ShapeNetChair(ShapeNetCar):
+    """GaussianCube of ShapeNet's chairs, without condition."""
+
+    file, bound = "shapenet_chair_ckpt", 0.35
+    sources = sources("ShapeNetChair-v1.0", file)

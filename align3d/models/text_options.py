@@ -1,0 +1,75 @@
+"""Where a published generator has its texts from: the encoder's own folder, or a prompt cache in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from align3d.models.text import TextSource
+
+
+class TextOptions:
+    """What options with `weights`, `text` and `cache` do with them."""
+
+    encoder: ClassVar[str]  # kind of the text encoder, as caches call it
+
+    weights: Path | None
+    text: Path | None
+    cache: Path | None
+
+    def read_text(self, folder: Path, device: str, precision: Any, offload: bool) -> TextSource:
+        """The text encoder in a folder."""
+        raise NotImplementedError
+
+    def text_source(self, device: str = "cpu", precision: Any = "bfloat16", offload: bool = False) -> TextSource:
+        """The text encoder, without the other networks.
+
+        Raises:
+            ValueError: If there is no folder of one.
+        """
+        folder = self.text_folder()
+        if folder is None:
+            raise ValueError("--model.text is missing: give the folder of the published text encoder")
+        return self.read_text(folder, device, precision, offload)
+
+    def text_folder(self) -> Path | None:
+        """Where the text encoder is, if anywhere."""
+        if self.text is None and self.weights is not None and (self.weights / "text_encoder").is_dir():
+            return self.weights
+        return self.text
+
+    def texts(self, device: str, width: int, pooled: int = 0) -> TextSource:
+        """Where texts come from: the cache, if there is one, else the encoder.
+
+        Args:
+            device: Where the texts shall be.
+            width: Numbers of a token that the network reads.
+            pooled: Numbers of a whole text that it reads.
+
+        Raises:
+            ValueError: If there is neither, or the cache is of another encoder.
+        """
+        from align3d.models.prompt_cache import open_cache
+
+        self.need_text()
+        if self.cache is not None:
+            expect = {"encoder": self.encoder, "width": width, "pooled": pooled}
+            return open_cache(self.cache, expect | self.text_options(), device)
+        return self.text_source(device)
+
+    def need_text(self) -> None:
+        """Refuse to go on without a source of texts, before anything large is read.
+
+        Raises:
+            ValueError: If there is neither a cache nor an encoder.
+        """
+        if self.cache is None and self.text_folder() is None:
+            raise ValueError(
+                "the model needs texts: give --model.cache, a folder that `align3d embed` wrote, or --model.text, the "
+                "folder of the published text encoder"
+            )
+
+    def text_options(self) -> dict[str, Any]:
+        """What a cache's texts must have been made with, beyond the encoder."""
+        return {}

@@ -1,0 +1,372 @@
+"""GaussianCube on tiny checkpoints: network, sampler and Gaussians against the published code, and the contract."""
+
+from pathlib import Path
+
+import pytest
+import tiny_gaussiancube as tiny
+import torch
+from safetensors.torch import load_file
+
+from align3d.diffusion.dpm_solver import Levels, adaptive, multistep
+from align3d.diffusion.sampler import rollout, sample, sampling_times
+from align3d.diffusion.schedule import DiscreteVP, eps_from_x0, x0_from_eps
+from align3d.models.gaussiancube import CubeCond, Space
+from align3d.models.gaussiancube_files import Objaverse, OmniObject3D, ShapeNetCar
+from align3d.models.nets.gaussiancube_unet import Architecture, CubeUNet
+from align3d.rng import Streams
+from align3d.scenes.cameras import orbit
+
+PARTS = {"text": Objaverse, "class": OmniObject3D, "nothing": ShapeNetCar}
+PROMPTS = {"text": ["a red mug", "the dog"], "class": ["1", "4"], "nothing": ["unconditional", ""]}
+OPTIONS = {"precision": "float32", "sampler_steps": 12, "rank": 2}
+
+
+def inputs():
+    """What the published numbers were made of: two cubes, two texts, one noise."""
+    rng = torch.Generator().manual_seed(1)
+    return [torch.randn(*size, generator=rng) for size in ((2, 14, 8, 8, 8), (2, 77, 64), (1, 14, 8, 8, 8))]
+
+
+@pytest.fixture(scope="module")
+def published():
+    return load_file(Path(__file__).parent / "data" / "gaussiancube.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {
+        kind: tiny.write_cube(tmp_path_factory.mktemp(kind), part, tiny.KINDS[kind]) for kind, part in PARTS.items()
+    }
+
+
+@pytest.fixture(params=PARTS)
+def kind(request):
+    return request.param
+
+
+def load(folders, kind, **options):
+    return PARTS[kind](weights=folders[kind], **OPTIONS, **options).load()
+
+
+def thinned(x):
+    return x[:, :, ::3, ::3, ::3]
+
+
+def test_a_state_dict_says_which_network_it_is_for(kind):
+    own = tiny.KINDS[kind]
+    shapes = {name: tuple(value.shape) for name, value in tiny.network(own).state_dict().items()}
+    assert Architecture.of(shapes) == own
+
+
+def test_the_published_text_network_has_as_many_parameters_as_they_say():
+    own = Architecture((128, 256, 384, 512), 3, (False, False, True, True), 128, 14, text=768, text_width=512)
+    with torch.device("meta"):
+        network = CubeUNet(own)
+    assert sum(p.numel() for p in network.parameters()) == 339_007_516
+    assert Architecture.of({name: tuple(value.shape) for name, value in network.state_dict().items()}) == own
+
+
+def test_the_network_is_the_published_one(published, kind):
+    x, text, _ = inputs()
+    more = {"text": (text, None), "class": (None, torch.tensor([1, 5])), "nothing": ()}[kind]
+    with torch.no_grad():
+        found = tiny.network(tiny.KINDS[kind])(x, torch.tensor([3.5, 918.0]), *more)
+    torch.testing.assert_close(thinned(found), published[f"network_{kind}"], rtol=1e-5, atol=1e-5)
+
+
+def test_recomputing_changes_nothing(kind):
+    x, text, _ = inputs()
+    more = {"text": (text, None), "class": (None, torch.tensor([1, 5])), "nothing": ()}[kind]
+    grads = []
+    for recompute in (False, True):
+        network = tiny.network(tiny.KINDS[kind])
+        network.recompute = recompute
+        own = x.clone().requires_grad_()
+        network(own, torch.tensor([3.0, 700.0]), *more).square().sum().backward()
+        grads.append([own.grad, *(p.grad for p in network.parameters())])
+    for one, two in zip(*grads, strict=True):
+        assert (one is None) == (two is None)
+        assert one is None or torch.equal(one, two)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16])
+def test_the_network_runs_in_bfloat16(half):
+    x, text, _ = inputs()
+    network = tiny.network(tiny.TEXT)
+    with torch.no_grad():
+        exact = network(x, torch.tensor([3.0, 700.0]), text)
+        found = network.to(half)(x.to(half), torch.tensor([3.0, 700.0]), text.to(half))
+    assert found.dtype == half and (found - exact).norm() < 0.05 * exact.norm()
+
+
+def test_levels_are_the_published_ones(published, kind):
+    levels = Levels(PARTS[kind]().schedule())
+    assert levels.num == int(published[f"levels_{kind}"])
+    at = torch.arange(1, levels.num + 1, dtype=torch.float64)[::90] / levels.num
+    torch.testing.assert_close(levels.log_alpha(at).float(), published[f"log_alpha_{kind}"], rtol=2e-5, atol=2e-6)
+    t = torch.linspace(5e-4, 1, 301, dtype=torch.float64)
+    torch.testing.assert_close(levels.time(levels.lam(t)), t, rtol=1e-12, atol=1e-12)
+    assert bool((levels.lam(t).diff() < 0).all()), "the more noise, the less"
+
+
+def test_samples_are_the_published_ones(folders, published, kind):
+    _, text, noise = inputs()
+    guidance = {"text": 3.5, "class": 2.0, "nothing": 1.0}[kind]
+    model = load(folders, kind, guidance=guidance, labels="published")
+    cond = {"text": CubeCond(text=text[:1]), "class": CubeCond(classes=torch.tensor([1])), "nothing": CubeCond()}[kind]
+    with torch.no_grad():
+        found = model.solve(noise, cond)
+        exact = replace_labels(model).solve(noise, cond)
+    loose = 0.03 if kind == "text" else 1e-3  # a step more or less of the adaptive one, decided by the last digit
+    torch.testing.assert_close(thinned(found), published[f"sample_{kind}"], rtol=1e-3, atol=loose)
+    assert (exact - found).abs().max() > 0.01, "correct labels are others"
+
+
+def replace_labels(model):
+    model.labels = "exact"
+    return model
+
+
+def test_labels_fit_the_levels(folders, kind):
+    """The label of an entry's time is the entry's number in the whole table; published, it is another."""
+    model = load(folders, kind)
+    number = torch.tensor([0, 1, 400, model.levels.num - 1])
+    t = (number + 1).double() / model.levels.num
+    assert torch.allclose(model.label(t), number.float(), atol=1e-3)
+    whole = model.schedule.alpha(number.double() / 999)
+    torch.testing.assert_close(model.levels.alpha(t), whole, rtol=1e-9, atol=0)
+    model.labels = "published"
+    assert model.label(t)[-1] == pytest.approx(1000 * (1 - 1 / model.levels.num), abs=1e-2)
+
+
+def test_gaussians_are_the_published_ones(published):
+    """In their own world; ours is turned: their Z is our Y, and what faces -Y there faces +Z here."""
+    x = inputs()[0][:1]
+    mean, std = (value.permute(3, 0, 1, 2) for value in tiny.norms())
+    found = Space(mean, std, 0.45).gaussians(x)
+    own = {name.removeprefix("parsed_"): value for name, value in published.items() if name.startswith("parsed_")}
+    xyz = own["xyz"]
+    turned = torch.stack([xyz[:, 0], xyz[:, 2], -xyz[:, 1]], -1)
+    torch.testing.assert_close(found.means[0, ::37], turned, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.scales[0, ::37], own["scales"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.opacities[0, ::37], own["opacities"][:, 0], rtol=1e-5, atol=1e-6)
+    colours = (0.28209479177387814 * own["shs"][:, 0] + 0.5).clamp(0, 1)
+    torch.testing.assert_close(found.colors[0, ::37], colours, rtol=1e-5, atol=1e-6)
+    turn = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+    for q, other in zip(found.quats[0, ::37], own["rots"], strict=True):
+        torch.testing.assert_close(matrix(q), turn @ matrix(other), rtol=1e-5, atol=1e-5)
+    half = Space(mean, std, 0.45, size=2.0).gaussians(x)
+    assert torch.allclose(half.means, 2 * found.means) and torch.allclose(half.scales, 2 * found.scales)
+    assert (found.raster.eps2d, found.raster.near) == (0.3, 0.2)
+
+
+def matrix(q):
+    w, x, y, z = q.tolist()
+    rows = [[1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]]
+    rows += [[2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)]]
+    rows += [[2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]]
+    return torch.tensor(rows)
+
+
+def test_a_sphere_made_by_hand_renders_as_a_sphere():
+    """And what is red on their +X is red from our azimuth 90; their -Y, our front, is green."""
+    side, bound = 16, 0.5
+    axis = torch.linspace(-bound, bound, side)
+    X, Y, Z = torch.meshgrid(axis, axis, axis, indexing="ij")
+    cube = torch.zeros(14, side, side, side)
+    cube[3:6] = -2.0  # black
+    cube[3][X > 0.2], cube[4][Y < -0.2] = 2.0, 2.0
+    cube[6] = ((X**2 + Y**2 + Z**2).sqrt() < 0.4).float()
+    cube[7:10], cube[10] = 0.03, 1.0
+    space = Space(torch.zeros_like(cube), torch.ones_like(cube), bound)
+    azimuth = torch.tensor([[0.0, 90.0, 180.0]])
+    views = space.gaussians(cube[None]).render(orbit(azimuth, torch.zeros_like(azimuth), height=64, width=64))
+    covered = views.alpha[0, :, 0].mean((1, 2))
+    radius = 0.43 * 1422.222 / 1024 / (1.4**2 - 0.43**2) ** 0.5  # of its soft outline, in widths of the picture
+    assert torch.allclose(covered, torch.full_like(covered, torch.pi * radius**2), rtol=0.03)
+    middle = views.rgb[0, :, :, 32, 32]
+    assert (middle[0] > torch.tensor([-1, 0.9, -1])).all() and middle[0, 0] < 0.1, "green in front"
+    assert middle[1, 0] > 0.9 and middle[1, 1] < 0.1, "red from azimuth 90"
+    assert middle[2].max() < 0.1, "black behind"
+
+
+def test_a_prediction_stands_for_the_clean_cube_of_the_network(folders, kind):
+    model = load(folders, kind, guidance=3.5)
+    x, t, cond = inputs()[0], torch.tensor([0.3, 0.8]), model.encode(PROMPTS[kind])
+    with torch.no_grad():
+        eps = model.predict(x, t, cond)
+        x0 = x0_from_eps(model.schedule, x, eps, t)
+        model.guidance = 1.0
+        plain = model.clean(x, model.schedule.index(t).float(), cond)
+        own = model.network.architecture
+        null = CubeCond(
+            text=torch.zeros_like(cond.text) if own.text else None,
+            classes=torch.full_like(cond.classes, own.classes) if own.classes else None,
+        )
+        without = model.clean(x, model.schedule.index(t).float(), null)
+    a, b = (eps_from_x0(model.schedule, x, found, t) for found in (plain, without))
+    guided = b + 3.5 * (a - b)  # of the noise, as published
+    torch.testing.assert_close(eps, guided, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x0, without + 3.5 * (plain - without), rtol=1e-3, atol=1e-3)
+    assert (plain - without).abs().max() > 1e-3 or kind == "nothing"
+
+
+@pytest.mark.parametrize("layers", ["attention", "all"])
+def test_every_sample_moves_the_adapter_and_the_reference_is_without(folders, kind, layers):
+    model = load(folders, kind, layers=layers)
+    x, t, cond = inputs()[0], torch.tensor([0.3, 0.8]), model.encode(PROMPTS[kind])
+    with torch.no_grad():
+        before = model.predict(x, t, cond)
+        for _, p in model.adapter.named_parameters():
+            p.add_(0.05)
+    after = model.predict(x, t, cond)
+    assert bool(((after - before).flatten(1).norm(dim=1) > 1e-3).all())
+    with model.reference():
+        assert torch.allclose(model.predict(x, t, cond), before, atol=1e-5)
+    for row in after:
+        grads = torch.autograd.grad(row.square().sum(), model.adapter.parameters(), retain_graph=True)
+        assert all(bool(g.isfinite().all()) for g in grads) and sum(float(g.abs().sum()) for g in grads) > 0
+    names = " ".join(name for name, _ in model.adapter.named_parameters())
+    assert ("in_layers.2" in names) == (layers == "all") and "qkv" in names
+
+
+def test_clean_cubes_get_a_gradient_from_every_view(folders, kind):
+    model = load(folders, kind)
+    x0 = (0.3 * inputs()[0]).requires_grad_()
+    azimuth = torch.tensor([[0.0, 90.0, 200.0]]).expand(2, -1)
+    views = model.decode(x0).render(orbit(azimuth, torch.zeros_like(azimuth), height=24, width=20))
+    for view in views.rgb.flatten(0, 1):
+        (grad,) = torch.autograd.grad(view.square().sum(), x0, retain_graph=True)
+        assert bool(grad.isfinite().all()) and float(grad.abs().sum()) > 0
+
+
+def test_rows_do_not_mix(folders, kind):
+    """Alone or together, also where the sampler chooses its steps for each."""
+    model = load(folders, kind)
+    model.guidance = 1.5
+    cond = model.encode(PROMPTS[kind])
+    with torch.no_grad():
+        both = model.solve(torch.cat([inputs()[0][:1], 3 * inputs()[2]]), cond)
+        alone = model.solve(3 * inputs()[2], cond.rows(torch.tensor([1])))
+    torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_pictures_are_sampled_by_the_published_sampler_unless_asked_otherwise(folders, kind):
+    made = {}
+    for sampler in ("published", "ancestral"):
+        model = load(folders, kind, sampler=sampler, steps=3)
+        rng = Streams.batch(0, 0, 0, 2)
+        times = sampling_times(model)
+        with torch.no_grad():
+            made[sampler] = sample(model, PROMPTS[kind], times, rng)
+            steps = rollout(model, PROMPTS[kind], times, rng).x[:, -1]
+        assert torch.equal(made[sampler], steps) == (sampler == "ancestral")
+    assert made["published"].shape == made["ancestral"].shape == (2, 14, 8, 8, 8)
+
+
+def test_prompts_that_a_model_cannot_follow_are_refused(folders, tmp_path):
+    nothing = load(folders, "nothing")
+    with pytest.raises(ValueError, match=r"trained without texts and follows none, got 'a car'; its one prompt"):
+        nothing.encode(["unconditional", "a car"])
+    names = tmp_path / "classes.json"
+    names.write_text('{"mug": 3, "dog": 0}')
+    known = load(folders, "class", classes=names)
+    assert known.encode(["mug", "4", ""]).classes.tolist() == [3, 4, 5]
+    for prompt in ("5", "-1", "a mug", "1.5", "9" * 30):
+        with pytest.raises(ValueError, match=r"a prompt is a number 0 to 4, or a name of 2, such as 'mug'; got"):
+            known.encode([prompt])
+    names.write_text('{"mug": 5}')
+    with pytest.raises(ValueError, match="'mug' is 5; classes of this model are numbers 0 to 4"):
+        load(folders, "class", classes=names)
+    with pytest.raises(ValueError, match=r"model\.classes is for models that were trained with classes"):
+        load(folders, "nothing", classes=names)
+
+
+DAMAGE = {
+    "short": (lambda mean, std: (mean[:, :, :4], std), r"mean\.pt is \[8, 8, 4, 14\], expected \[32, 32, 32, 14\]"),
+    "channels first": (lambda mean, std: (mean.permute(3, 0, 1, 2), std), r"mean\.pt is \[14, 8, 8, 8\]"),
+    "another cube": (
+        lambda mean, std: (mean[:4, :4, :4], std),
+        r"mean\.pt is \[14, 4, 4, 4\] and std\.pt \[14, 8, 8, 8\]",
+    ),
+    "swapped": (lambda mean, std: (std, mean), "deviations are not above 0, so mean.pt and std.pt are not those of th"),
+    "of other data": (lambda mean, std: (mean + 2.0, std), "the mean opacity is not within 0 and 1"),
+    "no tensor": (lambda mean, std: ({"mean": mean}, std), "no published file of a normalisation"),
+    "nan": (lambda mean, std: (mean, std * float("nan")), r"std\.pt is damaged, it has NaN"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_normalisation_of_something_else_is_refused(tmp_path, kind):
+    change, words = DAMAGE[kind]
+    folder = tiny.write_cube(tmp_path / "x", ShapeNetCar, tiny.KINDS["nothing"])
+    for name, value in zip(("mean", "std"), change(*tiny.norms()), strict=True):
+        value = value.contiguous().clone() if isinstance(value, torch.Tensor) else value
+        torch.save(value, folder / f"{name}.pt")
+    with pytest.raises(ValueError, match=words):
+        ShapeNetCar(weights=folder, **OPTIONS).load()
+
+
+def test_weights_of_another_network_are_refused(tmp_path, folders):
+    folder = tiny.write_cube(tmp_path / "x", ShapeNetCar, tiny.KINDS["nothing"])
+    file = folder / "shapenet_car_ckpt.pt"
+    state = torch.load(file)
+    torch.save(state | {"more": torch.zeros(2)}, file)
+    with pytest.raises(ValueError, match=r"shapenet_car_ckpt\.pt does not fit: 1 unknown, such as more"):
+        ShapeNetCar(weights=folder, **OPTIONS).load()
+    torch.save({name: value for name, value in state.items() if "middle_block.0" not in name}, file)
+    with pytest.raises(ValueError, match=r"does not fit: 10 missing, such as middle_block\.0"):
+        ShapeNetCar(weights=folder, **OPTIONS).load()
+    torch.save({"weight": torch.zeros(2)}, file)
+    with pytest.raises(ValueError, match="no GaussianCube network"):
+        ShapeNetCar(weights=folder, **OPTIONS).load()
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks shapenet_car_ckpt\.pt; it takes"):
+        ShapeNetCar(weights=folder, **OPTIONS).load()
+    with pytest.raises(FileNotFoundError, match=r"--model\.weights is not given"):
+        Objaverse().load()
+    with pytest.raises(ValueError, match=r"the model needs texts: give --model\.cache"):
+        without = tiny.write_cube(tmp_path / "y", Objaverse)
+        (without / "text_encoder" / "model.safetensors").unlink()
+        for path in (without / "text_encoder").iterdir():
+            path.unlink()
+        (without / "text_encoder").rmdir()
+        Objaverse(weights=without, **OPTIONS).load()
+
+
+# The sampler by itself
+
+
+def known(schedule, mean, var):
+    """The clean data of normal data, which a path from noise must end in: mean + deviation * noise."""
+
+    def denoise(x, t, rows):
+        levels = Levels(schedule)
+        a, b = (f(t).reshape(-1, 1) for f in (levels.alpha, levels.sigma))
+        return mean[rows] + a * var / (a**2 * var + b**2) * (x - a * mean[rows])
+
+    return denoise
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_paths_end_where_they_must(kind):
+    schedule = DiscreteVP(beta_end=0.03, kind=kind)
+    levels, mean, noise = Levels(schedule), torch.tensor([[1.0, -2.0], [0.5, 3.0]]).double(), torch.randn(2, 2).double()
+    denoise, start = known(schedule, mean, 0.25), torch.ones(2, dtype=torch.float64)
+    a, b = levels.alpha(start)[:, None], levels.sigma(start)[:, None]
+    want = mean + 0.5 * (noise - a * mean) / (a**2 * 0.25 + b**2).sqrt()
+    errors = {}
+    for order in (2, 3):
+        for steps in (25, 50, 100):
+            errors[order, steps] = float((multistep(denoise, noise, levels, steps, order) - want).abs().max())
+    assert errors[2, 100] < errors[2, 50] < errors[2, 25] and errors[3, 100] < errors[3, 50]
+    assert errors[2, 100] < 0.02 and errors[3, 100] < 0.02
+    rough, close, closer = (
+        float((adaptive(denoise, noise, levels, absolute=a, relative=r) - want).abs().max())
+        for a, r in ((0.0078, 0.05), (1e-4, 5e-4), (1e-6, 5e-6))
+    )
+    assert closer < close < rough and closer < 2e-3
+    with pytest.raises(FloatingPointError, match=r"a NaN or an infinity at time 1\.0"):
+        adaptive(lambda x, t, rows: x * float("nan"), noise, levels)
+    with pytest.raises(ValueError, match="order 2 or 3 and at least as many steps, got order 3, 2 steps"):
+        multistep(denoise, noise, levels, 2, 3)
