@@ -357,15 +357,15 @@ def test_paths_end_where_they_must(kind):
     want = mean + 0.5 * (noise - a * mean) / (a**2 * 0.25 + b**2).sqrt()
     errors = {}
     for order in (2, 3):
-        for steps in (25, 50, 100):
+        for steps in (20, 40, 80):
             errors[order, steps] = float((multistep(denoise, noise, levels, steps, order) - want).abs().max())
-    assert errors[2, 100] < errors[2, 50] < errors[2, 25] and errors[3, 100] < errors[3, 50]
-    assert errors[2, 100] < 0.02 and errors[3, 100] < 0.02
+    assert errors[2, 80] < errors[2, 40] < errors[2, 20] and errors[3, 80] < errors[3, 40]
+    assert errors[2, 80] < 0.03 and errors[3, 80] < 0.03
     rough, close, closer = (
         float((adaptive(denoise, noise, levels, absolute=a, relative=r) - want).abs().max())
-        for a, r in ((0.0078, 0.05), (1e-4, 5e-4), (1e-6, 5e-6))
+        for a, r in ((0.0078, 0.05), (1e-3, 5e-3), (1e-4, 5e-4))
     )
-    assert closer < close < rough and closer < 2e-3
+    assert closer < close < rough and closer < 2e-2
     with pytest.raises(FloatingPointError, match=r"a NaN or an infinity at time 1\.0"):
         adaptive(lambda x, t, rows: x * float("nan"), noise, levels)
     with pytest.raises(ValueError, match="order 2 or 3 and at least as many steps, got order 3, 2 steps"):
