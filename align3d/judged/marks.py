@@ -121,9 +121,9 @@ def read_scene(path: Path, eps2d: float) -> Any:
     from align3d.scenes.ply import read_ply
     from align3d.scenes.raster import RasterConfig
 
-    return (
-        read_nerf(path).scene() if path.suffix.lower() == ".safetensors" else read_ply(path, RasterConfig(eps2d=eps2d))
-    )
+    if path.suffix.lower() == ".safetensors":
+        return read_nerf(path).scene()
+    return read_ply(path, RasterConfig(eps2d=eps2d))
 
 
 def read_views(piece: Piece, background: Sequence[float]) -> Float[Tensor, "V 3 H W"]:
