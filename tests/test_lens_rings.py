@@ -47,6 +47,15 @@ def test_elevations_published_and_corrected():
     torch.testing.assert_close(heights, torch.linspace(math.sin(low), math.sin(high), 1001), rtol=0, atol=1e-5)
 
 
+def test_elevations_of_one_kind():
+    """All even in degrees, or all on the sphere; each from the same draw as with both kinds."""
+    both, degrees, sphere = (centres(LensRing(elevation=(-60.0, 60.0), sphere=p))[2] for p in (0.5, 0.0, 1.0))
+    torch.testing.assert_close(both, torch.where((both - degrees).abs() < 1e-3, degrees, sphere), rtol=0, atol=1e-3)
+    assert 0.4 < float(((both - degrees).abs() < 1e-3).float().mean()) < 0.6
+    for each, wanted in ((degrees, 120 / 12**0.5), (sphere, math.degrees(0.553))):
+        assert float(each[:, 0].std()) == pytest.approx(wanted, rel=0.05)
+
+
 def test_pictures_grow_and_nothing_else_changes():
     ring = LensRing(size=(16, 32, 48), grow=(5, 9))
     assert [ring(Streams.batch(0, update, 0, 1)).height for update in (-1, 0, 4, 5, 8, 9, 99)] == [
@@ -83,6 +92,8 @@ def test_a_row_depends_on_its_own_stream():
         {"fovy": (0.0, 30.0)},
         {"fovy": (15.0, float("nan"))},
         {"reach": (0.0, 1.0)},
+        {"sphere": 1.5},
+        {"sphere": float("nan")},
     ],
 )
 def test_bad_rings_are_refused(options):

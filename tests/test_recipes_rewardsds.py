@@ -1,6 +1,7 @@
 """Recipes of RewardSDS: what they set, against published constants; two updates of each, on tiny weights."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ NERF_PAPER = {"method.compat": "none", "method.explore.first": 5000, "cameras.pu
 NERF_PAPER |= {"method.explore.guidance": 7.5, "prior.draw": False}
 NERF_CODE = {"method.compat": "reference", "method.explore.first": 7000, "cameras.published": True}
 NERF_CODE |= {"prior.draw": True}
+GAUSSIANS = {  # of DreamGaussian's text_mv.yaml and main.py; lengths by two
+    **{"prior.name": "mvdream", "scene.name": "gaussians", "scene.num": 5000, "scene.radius": 0.5 / 2},
+    **{"scene.opacity": 0.1, "cameras.name": "lenses", "cameras.views": 4, "cameras.size": (128, 256, 512)},
+    **{"cameras.grow": (150, 300), "cameras.elevation": (-30.0, 30.0), "cameras.sphere": 0.0},
+    **{"cameras.fovy": (49.1, 49.1), "loop.updates": 500, "loop.batch_size": 1, "loop.eps": 1e-15},
+    **{"loop.weight_decay": 0.0, "loop.betas": (0.9, 0.999), "loop.max_grad_norm": 0.0},
+    **{"method.name": "sds", "method.weight": "uniform", "method.guidance": 100.0, "method.anneal": 500},
+    **{"method.t_min": (0.98, 0.02), "method.t_max": (0.98, 0.02), "method.negative": NERF["method.negative"]},
+    **{"method.weighting.kind": "min-max", "method.explore.steps": 15, "method.explore.fast": False},
+}
 PUBLISHED = {
     ("rewardsds-2d-sds", "paper"): PICTURE | SDS | IN_PAPER,
     ("rewardsds-2d-sds", "released"): PICTURE | SDS | IN_CODE,
@@ -110,6 +121,12 @@ def test_options_are_the_published_ones(name, variant):
     wanted = PUBLISHED[name, variant]
     assert {key: found.get(key, "no such option") for key in wanted} == wanted
     assert (options.recipe, options.variant, options.background) == (name, variant, (1.0, 1.0, 1.0))
+
+
+def test_gaussians_are_those_of_dreamgaussian():
+    found, _ = resolved("rewardsds-gaussians", None)
+    assert {key: found.get(key, "no such option") for key in GAUSSIANS} == GAUSSIANS
+    assert found["cameras.reach"] == pytest.approx((2.5 / 2 * math.tan(math.radians(49.1) / 2),) * 2, abs=5e-4)
 
 
 def test_the_table_has_every_published_recipe():
@@ -188,6 +205,7 @@ TINY_NERF += [
     "1",
 ]
 TINY_NERF += ["--loop.batch-later", "1", "1", "--candidates", "4", "--prior.size", "64", "--method.explore.steps", "2"]
+SIZE = ["--prior.size", "64"]  # of pictures, for tiny MVDream
 MORE = {
     "rewardsds-2d-sds": ["--method.explore.steps", "3"],
     "rewardsds-2d-vsd": ["--method.explore.steps", "3"],
@@ -195,6 +213,7 @@ MORE = {
     "rewardsds-2d-dds": ["--method.source", "a red thing", "--scene.start", "start.png"],
     "rewardsds-nerf": TINY_NERF,
     "rewardsds-nerf-shading": [*TINY_NERF, "--scene.shading.start", "1"],
+    "rewardsds-gaussians": ["--scene.num", "64", "--cameras.size", "6", "8", "--cameras.grow", "1", *SIZE],
     "rewardsds-embedded": ["--scene.num", "64"],
 }
 

@@ -30,7 +30,8 @@ class LensRing:
     elevation: tuple[float, float] = (0.0, 30.0)  # degrees above the horizon, from and to
     fovy: tuple[float, float] = (15.0, 60.0)  # degrees of the field of view, from and to
     reach: tuple[float, float] = (0.4, 0.5)  # half of what a picture shows at the object's centre, scene units
-    published: bool = False  # draw half of the elevations as the published code does: 0 to 19.5 degrees for 0 to 30
+    sphere: float = 0.5  # probability that an elevation is even on the sphere; the others are even in degrees
+    published: bool = False  # draw the former as the published code does: 0 to 19.5 degrees for 0 to 30
 
     def __post_init__(self) -> None:
         if not 1 <= self.views <= 64:
@@ -49,6 +50,8 @@ class LensRing:
             raise ValueError(
                 f"cameras.fovy must be 1 to 170 degrees and reach two lengths above 0, got {self.fovy} and {self.reach}"
             )
+        if not 0 <= self.sphere <= 1:
+            raise ValueError(f"cameras.sphere must be a probability, 0 to 1, got {self.sphere}")
 
     def side(self, update: int) -> int:
         """The side of pictures in an update."""
@@ -63,7 +66,7 @@ class LensRing:
         fov = torch.deg2rad(self.fovy[0] + (self.fovy[1] - self.fovy[0]) * u[:, 1])
         reach = self.reach[0] + (self.reach[1] - self.reach[0]) * u[:, 2]
         tangent, side = (fov / 2).tan(), self.side(rng.step)
-        elevation = torch.where(u[:, 3] < 0.5, self.even(u[:, 4]), self.round(u[:, 4]))
+        elevation = torch.where(u[:, 3] < 1 - self.sphere, self.even(u[:, 4]), self.round(u[:, 4]))
         elevation, distance = (x.expand_as(azimuth) for x in (elevation, reach / tangent))
         cameras = orbit(azimuth, elevation, distance, 1.0, side, side)
         K = cameras.K.clone()
