@@ -225,6 +225,12 @@ def test_few_and_repeated_prompts_are_told(here, capsys):
     assert "few.txt has 1 prompt that came before" in err and "2 prompts: with fewer than 10" in err
     assert table()["settings"]["interval"] == "student's t" and table()["results"][0]["name"] == "one"
     assert "Student" in Path("out/report.html").read_text()
+    for path in Path("one").glob("thing_number_b*"):
+        path.unlink()
+    Path("few.txt").write_text("thing number a\n")
+    assert main(["score", "--results", "one", "--prompts", "few.txt", "--out", "out", *COUNT]) == 0
+    assert "1 prompt: there are no intervals" in capsys.readouterr().err
+    assert "no intervals" in Path("out/report.html").read_text()
 
 
 def test_rows_of_threestudio(here, capsys):
@@ -266,8 +272,9 @@ def test_runs_of_optimize(here, capsys):
     scene = read_ply(Path(row["files"][0]))
     views = scene.render(evaluation_cameras(16, [60.0, 180.0, 300.0]), background=(1.0, 1.0, 1.0))
     assert row["views"]["closed_prior:red"] == pytest.approx(red(views, ["a red thing"])[0].tolist(), abs=1e-5)
-    two = [row["rewards"]["closed_prior:red"] for row in found["prompts"] if row["method"] == "both"][:2]
-    assert found["results"][1]["prompts"]["closed_prior:red"][0] == pytest.approx(np.mean(two)) and two[0] != two[1]
+    four = [row["rewards"]["closed_prior:red"] for row in found["prompts"] if row["method"] == "both"]
+    means = [np.mean(four[:2]), np.mean(four[2:])]
+    assert found["results"][1]["prompts"]["closed_prior:red"] == pytest.approx(means) and len(set(four)) == 4
     assert len(row["views"]["more:hollow"]) == 3
 
 

@@ -134,12 +134,9 @@ def write(options: Score, judges: Judges, prompts: PromptList, found: Sequence[M
     from align3d.judged import page
     from align3d.judged.standing import Statistics, as_dict, markdown, standings
 
-    few = 1 < len(prompts.prompts) < MANY
-    if few:
-        warn(
-            f"{count(len(prompts.prompts), 'prompt')}: with fewer than {MANY}, intervals are Student's t and wide; "
-            f"differences that matter may not show"
-        )
+    doubt = few(len(prompts.prompts), MANY)
+    if doubt:
+        warn(doubt)
     how = Statistics(options.seed, options.interval)
     all_of_it = standings(found, scores, prompts, how)
     cameras = {"views": judges.views, "size": judges.size, "background": list(judges.background), "eps2d": judges.eps2d}
@@ -156,9 +153,17 @@ def write(options: Score, judges: Judges, prompts: PromptList, found: Sequence[M
     text = markdown(all_of_it, prompts)
     atomic_write(options.out / "table.md", text)
     pictures = {one.name: [book.picture(judges.shown(own[0])) for own in one.pieces] for one in found}
-    written = page.write(options.out / "report.html", all_of_it, pictures, prompts, about, few)
+    written = page.write(options.out / "report.html", all_of_it, pictures, prompts, about, doubt)
     print(text.partition("\n## Prompts")[0].partition("\n## Categories")[0])
     print(f"written: {written}", flush=True)
+
+
+def few(prompts: int, enough: int) -> str:
+    """What is to be thought of intervals over some prompts; nothing if they are enough."""
+    if prompts == 1:
+        return "1 prompt: there are no intervals, and no difference can be told from chance"
+    text = f"{prompts} prompts: with fewer than {enough}, intervals are Student's t, and only large differences show"
+    return "" if prompts >= enough else text
 
 
 def each_result(found: Sequence[Method], scores: Any, prompts: PromptList) -> Iterator[dict[str, Any]]:

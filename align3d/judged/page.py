@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from align3d.prompt_lists import PromptList
 
 MOST = 48  # prompts in pictures
-FEW = "With so few prompts, intervals are Student's t, and only large differences can be told from chance."
 
 
 def write(
@@ -30,7 +29,7 @@ def write(
     pictures: Mapping[str, Sequence[Path]],
     prompts: PromptList,
     about: Mapping[str, Any],
-    few: bool,
+    doubt: str,
 ) -> Path:
     """Writes the page; an older one is replaced.
 
@@ -40,7 +39,7 @@ def write(
         pictures: Method -> a picture of each prompt.
         prompts: Those of the methods.
         about: What was judged, and how.
-        few: Whether there are too few prompts for a bootstrap.
+        doubt: What is to be thought of the intervals; may be nothing.
     """
     first, *others = found
     title = first.name if not others else f"{', '.join(one.name for one in others)} against {first.name}"
@@ -54,7 +53,7 @@ def write(
             f"{count(len(prompts.prompts), 'prompt')}{seeds}. All intervals are 95 %, over prompts.{paired}",
             class_="lead",
         ),
-        h("p", FEW, class_="note") if few else None,
+        h("p", f"{doubt}.", class_="note") if doubt else None,
         h("div", h("div", _numbers(found), class_="panel"), class_="panels"),
         _differences(first, others),
         _categories(found, prompts),
