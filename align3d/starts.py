@@ -110,10 +110,14 @@ class NerfStart(NerfOptions):
     start: Path | None = None  # scene.safetensors to begin with instead, of a field of the same kind and size
     mesh: int = 128  # cells along a side of mesh.glb and mesh.obj (extra `mesh`), 0 to 512; 0 = none is written
 
+    texture: int = 1024  # side of the picture on the mesh, pixels, 16 to 4096; 0 = colours at its vertices instead
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.mesh <= 512:
             raise ValueError(f"scene.mesh must be 0 to 512, got {self.mesh}")
+        if self.texture and not 16 <= self.texture <= 4096:
+            raise ValueError(f"scene.texture must be 16 to 4096 pixels, or 0, got {self.texture}")
 
     def subject(self, stage: Stage) -> Distilled:
         """The scene under a prior; errors are those of GaussianStart."""
@@ -124,7 +128,7 @@ class NerfStart(NerfOptions):
         from align3d.weights import NotItsWeights, require_keys
 
         options = NerfOptions(**{f.name: getattr(self, f.name) for f in fields(NerfOptions)})
-        nerf = Nerf.begun(options, stream(stage.seed, "start"), self.mesh)
+        nerf = Nerf.begun(options, stream(stage.seed, "start"), self.mesh, self.texture)
         if self.start is not None:
             state = read_nerf(self.start).state_dict()
             try:

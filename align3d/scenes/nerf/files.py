@@ -33,6 +33,7 @@ SOLID = 25.0  # most density of a surface, per unit of the field, as published
 COARSE = 32  # cells along a side of the first look at where the surface is
 THIN = 1.0  # densities below this do not count for where the surface is
 FORMATS = ("mesh.glb", "mesh.obj")
+LACKING = "{} is not installed; pip install 'align3d[mesh]', or give --scene.{} 0"
 
 
 def write_nerf(path: Path, nerf: Nerf) -> None:
@@ -123,19 +124,29 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def meshes(nerf: Nerf) -> dict[str, Callable[[Path], None]]:
-    """The surface as files, by name; none, with a warning, where there is no surface or the packages are missing."""
+    """The surface as files, by name; none, with a warning, where there is no surface or the packages are missing.
+
+    With a picture on it, or with colours at its vertices: if there is to be none, or xatlas is missing.
+    """
+    from align3d.scenes import texture
     from align3d.scenes.mesh import write_mesh
 
     try:
         importlib.import_module("trimesh")  # before the work; it writes
         mesh = surface(nerf, nerf.mesh)
     except ModuleNotFoundError as error:
-        lacking = f"{error.name} is not installed; pip install 'align3d[mesh]', or give --scene.mesh 0"
-        print(f"align3d: warning: no mesh is written: {lacking}", file=sys.stderr)
+        print(f"align3d: warning: no mesh is written: {LACKING.format(error.name, 'mesh')}", file=sys.stderr)
         return {}
     if mesh is None:
         print("align3d: warning: no mesh is written: the field has no surface yet", file=sys.stderr)
         return {}
+    if nerf.texture:
+        try:
+            packed = texture.files(texture.textured(mesh, colors(nerf), nerf.texture))
+            return {name: lambda path, data=data: path.write_bytes(data) for name, data in packed.items()}
+        except ModuleNotFoundError as error:
+            lacking = LACKING.format(error.name, "texture")
+            print(f"align3d: warning: the mesh has colours at its vertices alone: {lacking}", file=sys.stderr)
     return {name: lambda path: write_mesh(path, mesh) for name in FORMATS}
 
 
@@ -154,7 +165,14 @@ def surface(nerf: Nerf, cells: int, level: float | None = None) -> Mesh | None:
     def density(x: torch.Tensor) -> torch.Tensor:
         return nerf.field.density((SCALE * x).to(device))[0].cpu()
 
-    def color(x: torch.Tensor) -> torch.Tensor:
-        return nerf.field.color(nerf.field.density((SCALE * x).to(device))[1]).cpu()
+    return extract(density, colors(nerf), COARSE, cells, level, most=SOLID, thin=THIN)
 
-    return extract(density, color, COARSE, cells, level, most=SOLID, thin=THIN)
+
+def colors(nerf: Nerf) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The field's colours of points in scene units, on the CPU."""
+
+    def color(x: torch.Tensor) -> torch.Tensor:
+        x = (SCALE * x).to(nerf.taken.device)
+        return nerf.field.color(nerf.field.density(x)[1]).cpu()
+
+    return color

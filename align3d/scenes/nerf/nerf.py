@@ -38,24 +38,25 @@ class Nerf(nn.Module):
     keep it with the rest; it never gets a gradient, and an optimiser leaves alone what has none.
     """
 
-    def __init__(self, options: NerfOptions, mesh: int = 0) -> None:
+    def __init__(self, options: NerfOptions, mesh: int = 0, texture: int = 0) -> None:
         """Without values; `begun` gives some.
 
         Args:
             options: Of the field.
             mesh: Cells along a side of the mesh among the files; 0: none.
+            texture: Side of the picture on that, pixels; 0: colours at its vertices.
         """
         super().__init__()
-        self.options, self.mesh = options, mesh
+        self.options, self.mesh, self.texture = options, mesh, texture
         self.field = Field(options)
         self.background = Background() if options.backdrop.kind == "learned" else None
         self.taken = nn.Parameter(torch.zeros(options.march.cells**3))
         self.looked: int | None = None  # the update in which the cells were looked at
 
     @classmethod
-    def begun(cls, options: NerfOptions, generator: torch.Generator, mesh: int = 0) -> Nerf:
+    def begun(cls, options: NerfOptions, generator: torch.Generator, mesh: int = 0, texture: int = 0) -> Nerf:
         """One with the first values, drawn on the CPU."""
-        nerf = cls(options, mesh)
+        nerf = cls(options, mesh, texture)
         for part in (nerf.field, nerf.background):
             if part is not None:
                 begin(part, generator)
