@@ -20,24 +20,23 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from align3d.files import LOCK, TEMPORARY, atomic_write, locked, sync_folder, temporary, writing
 from align3d.log import plain, provenance, read_json
+from align3d.state import NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-NUMBERS = ("prepared", "before", "reward")  # fields of State in state.json
-ADAM = ("step", "exp_avg", "exp_avg_sq")  # what torch.optim.AdamW keeps for each parameter it has moved
+    from align3d.state import State
+
 MAY_CHANGE = (  # without changing an update
     *("loop.updates", "loop.minutes", "loop.checkpoint_every", "loop.keep", "loop.sample_every"),
     *("watch.stop_when", "watch.go_on", "film.frames", "film.size"),
@@ -48,52 +47,6 @@ SHOWN = 6  # differing fields, or tensors, that an error names before it says ho
 
 class BusyError(ValueError):
     """Another process is training in a folder."""
-
-
-@dataclass(frozen=True)
-class State:
-    """All that one update hands to the next."""
-
-    trainable: dict[str, nn.Parameter]  # of the adapter, by name
-    optimizer: torch.optim.Optimizer
-    ema: dict[str, Tensor]  # running mean of each of them; empty without one
-    prepared: dict[str, float] = field(default_factory=dict)  # options of the method that its `prepare` has set
-    before: dict[str, float] = field(default_factory=dict)  # what that took, which counts for the first update
-    reward: dict[str, float] = field(default_factory=dict)  # what a reward goes by that knows what the run has seen
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything by name, copied to the CPU."""
-        found: dict[str, Tensor] = {f"adapter/{name}": parameter for name, parameter in self.trainable.items()}
-        for name, parameter in self.trainable.items():
-            for moment, tensor in self.optimizer.state.get(parameter, {}).items():
-                found[f"optimizer/{moment}/{name}"] = tensor
-        found |= {f"ema/{name}": tensor for name, tensor in self.ema.items()}
-        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in found.items()}
-
-    def shapes(self, moved: set[str]) -> dict[str, tuple[int, ...]]:
-        """Name to shape of what `tensors` gives once the optimiser has moved the parameters in `moved`."""
-        found = {f"adapter/{name}": tuple(parameter.shape) for name, parameter in self.trainable.items()}
-        for name, parameter in self.trainable.items():
-            if name in moved:
-                found |= {
-                    f"optimizer/{field}/{name}": () if field == "step" else tuple(parameter.shape) for field in ADAM
-                }
-        return found | {f"ema/{name}": tuple(tensor.shape) for name, tensor in self.ema.items()}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave, in place."""
-        with torch.no_grad():
-            for name, parameter in self.trainable.items():
-                parameter.copy_(tensors[f"adapter/{name}"])
-            for name, tensor in self.ema.items():
-                tensor.copy_(tensors[f"ema/{name}"])
-        for name, parameter in self.trainable.items():
-            if f"optimizer/step/{name}" in tensors:
-                step, *moments = (tensors[f"optimizer/{field}/{name}"] for field in ADAM)
-                moments = [moment.to(parameter.device) for moment in moments]
-                self.optimizer.state[parameter] = dict(
-                    zip(ADAM, [step, *moments], strict=True)
-                )  # AdamW counts on the CPU
 
 
 def steps(out: Path) -> list[Path]:
@@ -220,10 +173,7 @@ def verified(path: Path) -> tuple[dict[str, Any], Path]:
 
 def check_shapes(file: Path, have: dict[str, tuple[int, ...]], state: State) -> None:
     """Refuse tensors that are not exactly those of the run."""
-    want = state.shapes(
-        {name.split("/", 2)[2] for name in have if name.startswith("optimizer/") and name.count("/") > 1}
-    )
-    require_same(file, have, want)
+    require_same(file, have, state.shapes(have))
 
 
 def require_same(file: Path, have: dict[str, tuple[int, ...]], want: dict[str, tuple[int, ...]]) -> None:

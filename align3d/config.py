@@ -10,6 +10,9 @@ from align3d.methods import METHODS
 from align3d.models import MODELS
 from align3d.rewards import REWARDS
 from align3d.rewards.combined import Combined
+from align3d.scenes.density import DENSITIES
+
+PARTS = {"density": DENSITIES}  # of parts: kind -> table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 def described(part: Any, name: str | None = None) -> dict[str, Any]:
     """A part's name, if it has one, and its fields, if it is a dataclass; of a sum of rewards, its terms."""
     values = {f.name: inner(getattr(part, f.name)) for f in fields(part) if f.init} if is_dataclass(part) else {}
+    for kind in getattr(part, "parts", ()):
+        values[kind] = described(getattr(part, kind), name_of(getattr(part, kind), PARTS[kind]))
     if isinstance(part, Combined):
         terms = part.terms.items()
         values = {"terms": {name: described(term) | {"reward": of_reward(term.reward)} for name, term in terms}}

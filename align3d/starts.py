@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from align3d.scenes.density.base import Density
 from align3d.scenes.nerf.options import NerfOptions
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class GaussianStart:
     radius: float = 0.35  # of the ball, scene units; objects fill [-0.5, 0.5]^3
     opacity: float = 0.1  # of each Gaussian of the ball, 0 to 1
     start: Path | None = None  # .ply file to begin with instead; embedded = a sample of the shipped generator
+    density: Density = field(default_factory=Density)  # how they become more and fewer
+
+    parts: ClassVar[dict[str, str]] = {"density": "none"}
 
     def __post_init__(self) -> None:
         if not 1 <= self.num <= MOST:
@@ -61,14 +65,15 @@ class GaussianStart:
 
         Raises:
             FileNotFoundError: If there is no such file to begin with.
-            ValueError: If it is no scene.
+            ValueError: If it is no scene, or one of more Gaussians than `density` allows.
         """
         from align3d.scenes.splats import Splats
         from align3d.subjects import Distilled
 
         begin = self.begin(stage)
         original = None if self.start is None else Splats(begin).to(stage.device).requires_grad_(False)  # to be edited
-        return Distilled(Splats(begin).to(stage.device), stage.prior, stage.cameras, stage.background, original)
+        scene = Splats(begin, self.density).to(stage.device)
+        return Distilled(scene, stage.prior, stage.cameras, stage.background, original)
 
     def begin(self, stage: Stage) -> Gaussians:
         """The Gaussians to begin with, B = 1, on the CPU; arguments and errors as of `subject`."""

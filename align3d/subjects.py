@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor, nn
 
     from align3d.rng import Streams
@@ -44,7 +44,10 @@ class Shown:
 
 
 class Trainable(Protocol):
-    """A scene that trains, an nn.Module: scenes.splats.Splats, scenes.nerf.nerf.Nerf."""
+    """A scene that trains, an nn.Module: scenes.splats.Splats, scenes.nerf.nerf.Nerf.
+
+    Members that may be missing: refine and growing, as of Subject.
+    """
 
     def rates(self) -> dict[str, float]:
         """Learning rates of its kinds of parameters, by the first part of their names."""
@@ -94,6 +97,20 @@ class Distilled:
     def groups(self) -> dict[str, dict[str, Any]]:
         """Learning rates of the kinds of the scene's parameters."""
         return {f"scene.{name}": {"lr": rate} for name, rate in self.trained.rates().items()}
+
+    @property
+    def growing(self) -> dict[str, int]:
+        """The scene's parameters whose rows come and go, with the most rows that they may have."""
+        return {f"scene.{name}": most for name, most in getattr(self.trained, "growing", {}).items()}
+
+    def refine(
+        self, rng: Streams, average: Callable[[Tensor], Tensor]
+    ) -> tuple[dict[str, Int[Tensor, "_"]], dict[str, float]]:
+        """Let the scene change its rows after an update; see Subject."""
+        if not hasattr(self.trained, "refine"):
+            return {}, {}
+        sources, numbers = self.trained.refine(rng, average)
+        return {f"scene.{name}": source for name, source in sources.items()}, numbers
 
     def look(self, rng: Streams) -> Look:
         """What a group of views for each stream shows."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from align3d.checkpoint import State
+    from align3d.state import State
     from align3d.timing import Split
     from align3d.types import BaseModel, Method, Score, StepLoss, Subject
 
@@ -113,8 +113,9 @@ class Trainer:
         """Everything as it is before the first update."""
         import torch
 
-        from align3d import checkpoint, distributed
+        from align3d import distributed
         from align3d.diffusion.sampler import sampling_times
+        from align3d.state import State
         from align3d.timing import Split
 
         if hasattr(getattr(score, "reward", None), "restore"):
@@ -126,7 +127,7 @@ class Trainer:
             grouped(model, method, trainable, loop), betas=loop.betas, eps=loop.eps, weight_decay=loop.weight_decay
         )
         ema = {name: p.detach().clone() for name, p in trainable.items()} if loop.ema else {}
-        state = checkpoint.State(trainable, adam, ema)
+        state = State(trainable, adam, ema, growing=getattr(model, "growing", {}))
         return cls(model, method, score, prompts, loop, times, state, Split(times))
 
     def prepared(self) -> Trainer:
@@ -179,6 +180,16 @@ class Trainer:
         self.state.reward.update(self.memory.numbers)
         return {f"{TERM}{name}": mean for name, mean in means.items()}
 
+    def refine(self, update: int) -> dict[str, float]:
+        """Let a scene become more and fewer parts, all processes alike; what to log of it."""
+        from align3d import distributed
+
+        if not hasattr(self.model, "refine"):
+            return {}
+        sources, numbers = self.model.refine(Streams.batch(self.loop.seed, update, 0, 0), distributed.average)
+        self.state.follow(sources)
+        return numbers
+
     def update(self, update: int) -> dict[str, Any]:
         """As `learn`; if something in it is not finite, the error says in which update."""
         from align3d.diffusion.sampler import NonFiniteError
@@ -218,7 +229,7 @@ class Trainer:
                 f"method {type(self.method).__name__} gave no loss with update=True in update {update + 1}"
             )
         means = {name: distributed.TOTALS.get(name, distributed.mean)(values) for name, values in seen.items()}
-        numbers = means | self.settle()
+        numbers = means | self.settle() | self.refine(update)
         spent = self.split.take()  # waits for a GPU, so before the clock is read
         first = {"seconds": time.perf_counter() - begun} | spent
         if update == 0:

@@ -226,6 +226,10 @@ class Subject(Protocol):
     - phi(x, t, cond, cameras): a second `predict`, with an adapter of its own that variational distillation trains on
       what the scene shows. None or missing: it cannot be had. Gradient: to its parameters, which `adapter` has too.
     - source(rng, look): constant latents of what is edited, as it was, seen as in a look. None or missing: nothing is.
+    - refine(rng, average): changes parameters after an update, their rows too. `rng` is shared by all processes, and
+      `average` gives a tensor's mean over them. Returns, by parameter, which row each of its rows was before, negative
+      for new ones, so that the optimiser follows; and numbers to log. It comes with growing: by parameter, the most
+      rows that it may come to have; those in it have as many at any time.
     """
 
     schedule: Any  # of the prior, as of BaseModel

@@ -268,6 +268,17 @@ def require_keys(network: nn.Module, have: Mapping[str, tuple[int, ...]], prefix
         raise NotItsWeights("; ".join(said))
 
 
+def assign(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a parameter a value that may have another shape; whoever holds the parameter holds it still."""
+    import torch
+
+    with torch.no_grad():
+        if value.shape == parameter.shape:
+            parameter.copy_(value)
+        else:
+            parameter.data = value.to(parameter, copy=True)
+
+
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Within, this thread's new modules have parameters without memory; buffers, which files may lack, are real.

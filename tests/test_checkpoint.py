@@ -5,6 +5,7 @@ import torch
 from fakes import FakeModel, weights
 
 from align3d import checkpoint
+from align3d.state import State
 
 
 def made(seed=0, ema=True, moves=2):
@@ -12,7 +13,7 @@ def made(seed=0, ema=True, moves=2):
     model = FakeModel(seed)
     trainable = {name: p for name, p in model.adapter.named_parameters() if p.requires_grad}
     adam = torch.optim.AdamW(trainable.values(), lr=0.1)
-    state = checkpoint.State(trainable, adam, {n: p.detach() * 0.5 for n, p in trainable.items()} if ema else {})
+    state = State(trainable, adam, {n: p.detach() * 0.5 for n, p in trainable.items()} if ema else {})
     for _ in range(moves):
         adam.zero_grad()
         model.predict(torch.ones(1, 5)).square().sum().backward()

@@ -17,6 +17,7 @@ from test_loop import train
 
 from align3d import checkpoint, files, log
 from align3d.interrupts import Terminated
+from align3d.state import State
 
 HOLD = """import pathlib, sys
 from align3d.files import locked
@@ -144,7 +145,7 @@ def full_disk():
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, full_disk, capfd):
     with capfd.disabled():
         weight = FakeModel().adapter.weight
-        state = checkpoint.State({"weight": weight}, torch.optim.AdamW([weight]), {})
+        state = State({"weight": weight}, torch.optim.AdamW([weight]), {})
         full_disk(100)
         with pytest.raises(files.WriteError, match=r"^cannot write .*/a\.json: file too large$"):
             files.atomic_write(tmp_path / "a.json", "x" * 200)

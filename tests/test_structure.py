@@ -35,6 +35,7 @@ LAYERS = [
     ["methods"],
     ["peers"],
     ["log", "distributed", "interrupts", "timing", "metrics", "conditions", "intervals"],
+    ["state"],
     ["checkpoint", "config", "looks", "embedding", "prompt_rewards", "prompt_pool", "prompt_lists"],
     ["reward_memory"],
     ["trainer"],

@@ -11,6 +11,9 @@ The first line of the dataclass's docstring is the command's line in `align3d --
 - `earlier`: the flag that names an earlier run, whose model and options are then the defaults; or a function that finds
   the run in the arguments, or None.
 
+A part may have parts of its own: its class variable `parts` has the names of fields, which are kinds of TABLES, each
+with its default. `--scene.density NAME` picks what is in the field, and `--scene.density.FIELD` are its flags.
+
 `run` gets an instance of each part and group as a keyword argument of the same name, and, if there are parts, a dict
 `names` with their names. Only a command with `many_processes = True` may be started by torchrun.
 """
@@ -37,6 +40,7 @@ TABLES = {  # kind -> where its table is
     "reward": "align3d.rewards:REWARDS",
     "prior": "align3d.priors:PRIORS",
     "scene": "align3d.starts:STARTS",
+    "density": "align3d.scenes.density:DENSITIES",
     "cameras": "align3d.scenes.rings:RINGS",
     "features": "align3d.features:FEATURES",
 }

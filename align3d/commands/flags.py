@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +60,7 @@ def parse(options_class: type, command: str, args: Sequence[str]) -> tuple[Any, 
     for name, part in classes.items():
         told = before.get(name, {})  # options of an earlier run are this one's defaults, if it is the same part
         same = told and told.get("name", names.get(name)) == names.get(name)
-        layout.append((name, part, field(default=instance(part, told))) if same else (name, part))
+        layout += _flags_of(name, part, told if same else {}, args)
     wanted = make_dataclass(command, layout, kw_only=True)
     wanted.__doc__ = options_class.__doc__
     values = _tyro(wanted, command, args)
@@ -118,8 +118,8 @@ def _known(kind: str, before: Mapping[str, Mapping[str, Any]]) -> str | None:
     return name if isinstance(name, str) and name in table(kind) else None
 
 
-def _name_flag(kind: str, default: str | None) -> tuple[Any, ...]:
-    """The field behind `--kind`; its value was read before, so it only documents and consumes the flag."""
+def _name_flag(kind: str, default: str | None, above: str = "") -> tuple[Any, ...]:
+    """The field behind `--kind`, or `--above.kind`; its value was read before: it documents and consumes the flag."""
     known = [
         name if getattr(load_part(kind, name), "differentiable", True) else f"{name} (not differentiable)"
         for name in sorted(table(kind))
@@ -127,8 +127,28 @@ def _name_flag(kind: str, default: str | None) -> tuple[Any, ...]:
     note = f"one of {', '.join(known)}, or package.module:attribute; "
     note += 'or a sum, such as "hpsv2.1 + 0.2*dnc"; ' if kind == "reward" else ""
     note += "its own options are below" if default is not None else f"`--{kind} NAME --help` shows its own options"
-    flag = (f"{kind}_name", Annotated[str, tyro.conf.arg(name=kind, metavar="NAME", help=note)])
+    name = f"{above}.{kind}" if above else kind
+    flag = (f"{name}_name".replace(".", "_"), Annotated[str, tyro.conf.arg(name=name, metavar="NAME", help=note)])
     return flag if default is None else (*flag, field(default=default))
+
+
+def _flags_of(name: str, part: type, told: Mapping[str, Any], args: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The field behind `--NAME.FIELD`, and those behind the names of its own parts, which have a class of their own."""
+    names, held = [], {}
+    for kind, usual in getattr(part, "parts", {}).items():
+        before = told.get(kind) or {}
+        default = _known(kind, {kind: before}) or usual
+        chosen = value_of(f"--{name}.{kind}", args, default)
+        names.append(_name_flag(kind, default, name))
+        same = before if chosen == default else {}
+        found = load_part(kind, chosen)
+        if not (isinstance(found, type) and is_dataclass(found)):
+            raise ValueError(f"{name}.{kind} {chosen!r} is no dataclass, whose fields would be its options")
+        held[kind] = instance(found, same)
+    if not told and not held:
+        return [(name, part)]
+    options = {key: value for key, value in told.items() if key not in held}
+    return [*names, (name, part, field(default=replace(instance(part, options), **held)))]
 
 
 def _tyro(wanted: type, command: str, args: Sequence[str]) -> Any | None:

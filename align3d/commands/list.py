@@ -11,12 +11,12 @@ from align3d import recipes
 from align3d.commands import TABLES
 from align3d.commands.parts import load_part, table
 
-Kind = Literal["all", "models", "methods", "rewards", "priors", "scenes", "cameras", "features", "recipes"]
+Kind = Literal["all", "models", "methods", "rewards", "priors", "scenes", "densities", "cameras", "features", "recipes"]
 
 
 @dataclass(frozen=True)
 class List:
-    """Print the known models, methods, rewards, priors, scenes, cameras, networks and recipes, with a line on each."""
+    """Print the known models, methods, rewards, priors, scenes, their densities, cameras, networks and recipes."""
 
     kind: Annotated[Kind, tyro.conf.Positional] = "all"  # which table
 
@@ -24,7 +24,7 @@ class List:
 def run(options: List) -> None:
     """Print one line per entry."""
     for kind in TABLES:
-        title = kind.removesuffix("s") + "s"
+        title = "densities" if kind == "density" else kind.removesuffix("s") + "s"
         if options.kind in ("all", title):
             if options.kind == "all":
                 print(title)

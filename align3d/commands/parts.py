@@ -17,6 +17,7 @@ MUST_HAVE = {
     "method": "losses",
     "prior": "load",
     "scene": "subject",
+    "density": "refine",
 }  # kind of part -> what it must be able to do
 
 

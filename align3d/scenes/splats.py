@@ -8,28 +8,46 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from align3d.scenes.density.base import Density
+from align3d.scenes.density.rows import NEW, Rows
 from align3d.scenes.gaussians import Gaussians
+from align3d.weights import assign
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from align3d.rng import Streams
     from align3d.types import Cameras
 
+NAMES = ("means", "quats", "log_scales", "logit_opacities", "logit_colors")
 LEAST, MOST = 1e-4, 1 - 1e-4  # opacities and colours whose logit is finite
 SMALLEST = 1e-4  # scale that a Gaussian from a file is taken to have at least, scene units
 
 
 class Splats(nn.Module):
-    """N Gaussians as logarithms of scales, raw quaternions, and logits of opacities and colours."""
+    """N Gaussians as logarithms of scales, raw quaternions, and logits of opacities and colours.
 
-    def __init__(self, start: Gaussians) -> None:
-        """From the first of some scenes; `start` may come from a file, a generator, or `ball`."""
+    `pulled` and `seen`, where there are such, sum up how hard the views have pulled at each Gaussian since the last
+    change, and how many have. They are parameters so that checkpoints keep them with the rest; they get no gradient.
+    """
+
+    def __init__(self, start: Gaussians, density: Density | None = None) -> None:
+        """Gaussians that train.
+
+        Args:
+            start: The first of these scenes; may come from a file, a generator, or `ball`.
+            density: How their number changes; None: not at all.
+
+        Raises:
+            ValueError: If there are more than `density` allows.
+        """
         super().__init__()
+        self.density = density or Density()
+        self.density.check(start.means.shape[1])
         self.raster, self.backend = start.raster, start.backend
         means, quats, scales, opacities, colors = (x[0].detach().clone().float() for x in start.tensors)
         self.means = nn.Parameter(means)
@@ -37,6 +55,9 @@ class Splats(nn.Module):
         self.log_scales = nn.Parameter(scales.clamp_min(SMALLEST).log())
         self.logit_opacities = nn.Parameter(opacities.clamp(LEAST, MOST).logit())
         self.logit_colors = nn.Parameter(colors.clamp(LEAST, MOST).logit())
+        if self.density.watches:
+            self.pulled, self.seen = (nn.Parameter(torch.zeros(len(means))) for _ in range(2))
+            self.fresh: Tensor | None = None  # (2, N), what the backward passes of this update add to them
 
     def __len__(self) -> int:
         """The number of Gaussians, N."""
@@ -59,8 +80,75 @@ class Splats(nn.Module):
     def shown(
         self, cameras: Cameras, rng: Streams, background: tuple[float, float, float]
     ) -> tuple[Float[Tensor, "B V 3 H W"], dict[str, Tensor]]:
-        """What the cameras see; no randomness, no penalties. Gradient: to the parameters."""
-        return self(len(rng)).render(cameras, want=("rgb",), background=background).rgb, {}
+        """What the cameras see, and what `density` asks for; no randomness. Gradient: to the parameters."""
+        shift = self.watch(cameras) if self.density.watches and torch.is_grad_enabled() else None
+        views = self(len(rng)).render(cameras, want=("rgb",), background=background, shift=shift)
+        return views.rgb, self.density.penalties(self.values())
+
+    def values(self) -> dict[str, Tensor]:
+        """The parameters of the Gaussians by name, a row each."""
+        return {name: getattr(self, name) for name in NAMES}
+
+    @property
+    def growing(self) -> dict[str, int]:
+        """The parameters whose rows come and go, with the most rows that they may have."""
+        return {name: self.density.most for name, _ in self.named_parameters()} if self.density.changes else {}
+
+    def watch(self, cameras: Cameras) -> Float[Tensor, "B V N 2"]:
+        """Zeros that Gaussians are moved by in each view, and whose gradient is summed up when it comes.
+
+        As in 3D Gaussian Splatting, it is taken in halves of the picture's sides, so that its size does not matter.
+        """
+        shift = self.means.new_zeros(*cameras.c2w.shape[:2], len(self), 2).requires_grad_()
+        half = shift.new_tensor([cameras.width / 2, cameras.height / 2])
+
+        def tell(leaf: Tensor) -> None:
+            pull = (leaf.grad * half).norm(dim=-1).flatten(0, 1)
+            new = torch.stack([pull.sum(0), (pull > 0).sum(0)])
+            self.fresh = new if self.fresh is None else self.fresh + new
+
+        shift.register_post_accumulate_grad_hook(tell)
+        return shift
+
+    def refine(
+        self, rng: Streams, average: Callable[[Tensor], Tensor]
+    ) -> tuple[dict[str, Int[Tensor, "_"]], dict[str, float]]:
+        """Become more and fewer after an update, as `density` has it.
+
+        Args:
+            rng: Of the update, shared by all processes.
+            average: A tensor's mean over all processes.
+
+        Returns:
+            By parameter, which row each of its rows was before, negative for new ones; none where no row has moved. And
+            numbers to be logged.
+        """
+        if not self.density.changes:
+            return {}, {}
+        pull = None
+        with torch.no_grad():
+            if self.density.watches:
+                new = self.means.new_zeros(2, len(self)) if self.fresh is None else self.fresh
+                new, self.fresh = average(new), None
+                self.pulled += new[0]
+                self.seen += new[1]
+                pull = self.pulled / self.seen.clamp_min(1e-12)
+            before = Rows.of(self.values(), pull)
+            after = self.density.refine(before, rng.step + 1, rng, self.rates()["means"])
+            return self.take(before, after), {"gaussians": float(len(self))}
+
+    def take(self, before: Rows, after: Rows) -> dict[str, Int[Tensor, "_"]]:
+        """Become what `density` has made; the sources of the rows, by parameter."""
+        for name, value in after.values.items():
+            if value is not before.values[name]:
+                assign(getattr(self, name), value)
+        moved = after.source is not before.source
+        found = dict.fromkeys(NAMES, after.source) if moved else {}
+        if moved and self.density.watches:
+            for tally in (self.pulled, self.seen):
+                assign(tally, torch.zeros_like(after.pull))
+            found |= dict.fromkeys(("pulled", "seen"), after.source)
+        return found | {name: torch.full_like(after.source, NEW) for name in after.forget}
 
     def scene(self) -> Gaussians:
         """The Gaussians as they are now, B = 1."""
