@@ -40,13 +40,7 @@ class Published(TextOptions):
     """What the published generators have in common."""
 
     weights: Path | None = None  # folder with the published files: ..._ckpt.pt, mean.pt and std.pt; or --weights
-    text: Path | None = (
-        None  # folder of CLIP ViT-L/14's text_encoder/ and tokenizer/, such as SD1.5's; none = in weights
-    )
-    cache: Path | None = None  # prompt cache of `align3d embed`, in the place of a text encoder
-    classes: Path | None = (
-        None  # JSON file, name of a class -> its number, so that prompts may be names; none = numbers
-    )
+    classes: Path | None = None  # JSON file, name of a class -> number, so that prompts may be names
     adapter: Path | None = None  # a run's folder, or an adapter's, PEFT's; none = a fresh adapter
     rank: int = 8  # rank of the LoRA adapter
     alpha: float = 8.0  # the adapter's update is scaled by alpha / rank

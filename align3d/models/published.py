@@ -41,8 +41,6 @@ class Published(TextOptions):
     """What the published generators have in common."""
 
     weights: Path | None = None  # folder with the published files of DiffSplat, gsdiff_... and gsvae_...; or --weights
-    text: Path | None = None  # folder of the published text encoder, tokenizer/ and text_encoder/; none = in weights
-    cache: Path | None = None  # prompt cache of `align3d embed`, in the place of a text encoder
     adapter: Path | None = None  # a run's folder, or an adapter's, PEFT's or published; none = a fresh adapter
     rank: int = 8  # rank of the LoRA adapter
     alpha: float = 8.0  # the adapter's update is scaled by alpha / rank; 8 in the published ones, whatever the rank

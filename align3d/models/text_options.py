@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,14 +10,15 @@ if TYPE_CHECKING:
     from align3d.models.text import TextSource
 
 
+@dataclass(frozen=True)
 class TextOptions:
-    """What options with `weights`, `text` and `cache` do with them."""
+    """Options of a generator that may read texts, and what it does with them."""
+
+    weights: Path | None = None  # folder with the published files; or --weights
+    text: Path | None = None  # folder of the published text encoder, tokenizer/ and text_encoder/; none = in weights
+    cache: Path | None = None  # prompt cache of `align3d embed`, in the place of a text encoder
 
     encoder: ClassVar[str]  # kind of the text encoder, as caches call it
-
-    weights: Path | None
-    text: Path | None
-    cache: Path | None
 
     def read_text(self, folder: Path, device: str, precision: Any, offload: bool) -> TextSource:
         """The text encoder in a folder."""
