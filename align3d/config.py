@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align3d import registry
 from align3d.methods import METHODS
 from align3d.models import MODELS
 from align3d.rewards import REWARDS
@@ -41,7 +42,8 @@ def instance(part: type, options: Mapping[str, Any]) -> Any:
 
     Args:
         part: A dataclass.
-        options: By name; those in groups are dictionaries, as `described` gives them.
+        options: By name; those in groups, and parts of the part with their names, are dictionaries, as `described`
+            gives them.
 
     Raises:
         ValueError: If an option has a value that the part cannot have.
@@ -50,6 +52,8 @@ def instance(part: type, options: Mapping[str, Any]) -> Any:
     values = {}
     for name in own.keys() & options.keys():
         value, group = options[name], own[name].default_factory
+        if isinstance(value, dict) and value.get("name") in PARTS.get(name, ()):  # a file does not choose other code
+            group = registry.load(PARTS[name], value["name"], name)
         if isinstance(value, dict) and is_dataclass(group):
             value = instance(group, value)
         if isinstance(value, str) and "Path" in str(own[name].type):

@@ -15,9 +15,10 @@ from align3d import previews, recipes
 from align3d.cli import main
 from align3d.commands.flags import parse
 from align3d.commands.optimize import Optimize
-from align3d.config import described
+from align3d.config import described, instance
 from align3d.priors import mvdream
 from align3d.recipes import rewardsds
+from align3d.starts import GaussianStart
 
 NAMES = list(rewardsds.RECIPES)
 ALL = [(name, variant) for name in NAMES for variant in (recipes.variants(name) or (None,))]
@@ -76,6 +77,8 @@ NERF_CODE = {"method.compat": "reference", "method.explore.first": 7000, "camera
 NERF_CODE |= {"prior.draw": True}
 GAUSSIANS = {  # of DreamGaussian's text_mv.yaml and main.py; lengths by two
     **{"prior.name": "mvdream", "scene.name": "gaussians", "scene.num": 5000, "scene.radius": 0.5 / 2},
+    **{"scene.density.name": "default", "scene.density.every": 50, "scene.density.first": 50, "scene.density.reset": 0},
+    **{"scene.density.size": 0.01 * 4 / 2, "scene.density.faint": 0.01, "scene.density.large": 0.1 * 4 / 2},
     **{"scene.opacity": 0.1, "cameras.name": "lenses", "cameras.views": 4, "cameras.size": (128, 256, 512)},
     **{"cameras.grow": (150, 300), "cameras.elevation": (-30.0, 30.0), "cameras.sphere": 0.0},
     **{"cameras.fovy": (49.1, 49.1), "loop.updates": 500, "loop.batch_size": 1, "loop.eps": 1e-15},
@@ -145,6 +148,16 @@ def test_all_that_a_recipe_says_arrives(name, variant):
         assert all(made[key] == value for key, value in said.items() if key.startswith(f"{kind}.") and key in made)
     with pytest.raises(TypeError, match="has no option nothing"):
         recipe.part("scene", nothing=1)
+
+
+def test_parts_of_parts_are_of_their_kind():
+    """From the recipe as from its flags; what is no known name chooses no code."""
+    made = recipes.get("rewardsds-gaussians").part("scene")
+    assert type(made.density).__name__ == "CloneSplit" and made.density.most == 65536
+    found, _ = resolved("rewardsds-gaussians", None, "--scene.density", "mcmc")
+    assert found["scene.density.name"] == "mcmc" and found["scene.density.every"] == 25, "another keeps its own"
+    foreign = instance(GaussianStart, {"num": 7, "density": {"name": "os:path", "every": 3}})
+    assert foreign == GaussianStart(num=7)
 
 
 def test_options_are_still_the_users():

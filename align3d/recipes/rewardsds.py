@@ -109,13 +109,17 @@ def gaussians() -> Run:
         **{"name": "lenses", "views": 4, "size": (128, 256, 512), "grow": (150, 300), "elevation": (-30.0, 30.0)},
         **{"fovy": (49.1, 49.1), "reach": (0.571, 0.571), "sphere": 0.0},
     }
+    density: Settings = {
+        **{"name": "default", "every": 50, "first": 50, "most": 1 << 16, "size": 0.02, "faint": 0.01, "large": 0.2},
+        "reset": 0,
+    }
     loop = {"updates": 500, "batch_size": 1, **ADAM, "betas": (0.9, 0.999), "checkpoint_every": 50, "sample_every": 50}
     return Run(
         "RewardSDS, Gaussians under MVDream, after DreamGaussian",
         {
             "prior": {"name": "mvdream", "size": 256},
             "method": method,
-            "scene": {"name": "gaussians", "num": 5000, "radius": 0.25, "opacity": 0.1},
+            "scene": {"name": "gaussians", "num": 5000, "radius": 0.25, "opacity": 0.1, "density": density},
             "reward": {"name": "imagereward"},
             "cameras": ring,
             "loop": loop,
