@@ -32,7 +32,7 @@ class Film:
     """A film of the run: how many frames it has, and how large they are."""
 
     frames: int = 60  # at most, evenly spaced; no less than half of them in a run with as many updates; 0 = no film
-    size: int = 160  # side of a frame, pixels; pictures keep their own, if that is larger
+    size: int = 128  # side of a frame, pixels; pictures keep their own, if that is larger
 
     def __post_init__(self) -> None:
         if self.frames and not 2 <= self.frames <= 1000:
