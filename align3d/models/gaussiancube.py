@@ -126,8 +126,8 @@ class GaussianCube:
         other = [prompt for prompt in prompts if prompt not in ("", NOTHING)]
         if other:
             raise ValueError(
-                f"this model was trained without texts and follows none, got {other[0]!r}; its one prompt is "
-                f'"{NOTHING}"'
+                f"the weights have no layers for texts, so the model follows none; got {other[0]!r}, its one prompt is "
+                f'"{NOTHING}" (--prompts {NOTHING})'
             )
         return CubeCond()
 

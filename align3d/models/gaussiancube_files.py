@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from align3d.models.gaussiancube import GaussianCube, Space
     from align3d.models.nets.gaussiancube_unet import Architecture, CubeUNet
     from align3d.models.text import TextSource
+    from align3d.types import Cameras
 
 BOUND = 0.5  # of the scenes that come out, whatever the data set
 NORMS = ("mean", "std")
@@ -57,7 +58,8 @@ class Published(TextOptions):
     file: ClassVar[str]  # the weights, without an ending
     folder: ClassVar[str] = ""  # in the repository
     bound: ClassVar[float]  # of the voxels
-    solver: ClassVar[Literal["adaptive", "multistep2", "multistep3"]]
+    fov: ClassVar[float] = 0.8575560450553894  # of the published previews, radians
+    distance: ClassVar[float] = 1.2  # of their cameras from the middle, in the size of the files
     sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]]  # what -> repository -> patterns of its files
 
     encoder = "clip"
@@ -81,6 +83,53 @@ class Published(TextOptions):
         from align3d.models.text_files import load_clip
 
         return load_clip(folder, device, precision, offload)
+
+    def text_source(self, device: str = "cpu", precision: Any = "bfloat16", offload: bool = False) -> TextSource:
+        """The text encoder, without the other networks.
+
+        Raises:
+            ValueError: If there is no folder of one, or the model follows no texts.
+        """
+        if "text" not in self.sources:
+            raise ValueError("this model follows no texts, so there is nothing to encode; it needs no prompt cache")
+        return super().text_source(device, precision, offload)
+
+    def text_of(self, own: Architecture, device: str) -> TextSource | None:
+        """Where texts come from; None for a network that has no layers for them.
+
+        Raises:
+            ValueError: If it has some and there is no source, or has none and there is one.
+        """
+        if own.text:
+            return self.texts(device, own.text)
+        given = next((name for name in ("cache", "text") if getattr(self, name) is not None), None)
+        if given is not None:
+            raise ValueError(f"--model.{given} is for weights that follow texts, and these do not; leave it out")
+        return None
+
+    @property
+    def scale(self) -> float:
+        """What the sizes of the files are multiplied by."""
+        return BOUND / self.bound if self.size == "unit" else 1.0
+
+    def previews(self, pixels: int = 512) -> Cameras:
+        """The cameras of the published previews, (1, 60), in their order.
+
+        Those look at a mirror image, as the published code swaps two axes of a pose; these see what it should have
+        been. They begin behind the object and go round it clockwise, seen from above.
+
+        Args:
+            pixels: Side of a picture.
+        """
+        import math
+
+        import torch
+
+        from align3d.scenes.cameras import orbit
+
+        azimuth = 180.0 - torch.arange(0.0, 360.0, 6.0)[None]
+        focal = 0.5 / math.tan(self.fov / 2)
+        return orbit(azimuth, torch.full_like(azimuth, 30.0), self.scale * self.distance, focal, pixels, pixels)
 
     def root(self) -> Path:
         """The folder of the published files.
@@ -116,28 +165,30 @@ class Published(TextOptions):
         root = self.root()
         dtype = torch.bfloat16 if bfloat16_is_fast(self.precision, device) else torch.float32
         network = self.read_network(root, dtype)
-        return self.assemble(network, self.read_space(root, network.architecture, device), device)
+        own = network.architecture
+        return self.assemble(network, self.read_space(root, own, device), self.text_of(own, device), device)
 
-    def assemble(self, network: CubeUNet, space: Space, device: str = "cpu") -> GaussianCube:
+    def assemble(self, network: CubeUNet, space: Space, texts: TextSource | None, device: str = "cpu") -> GaussianCube:
         """The generator from its network, which is frozen, changed in place and moved.
 
         Args:
             network: In the precision that it shall compute in.
             space: On the device.
+            texts: Where texts come from; None for a network that follows none.
             device: Where the network shall live.
 
         Raises:
             FileNotFoundError: If `adapter` or `classes` is not there.
-            ValueError: If the adapter does not fit, or texts are needed and there is no source of them.
+            ValueError: If the adapter or the list of classes does not fit.
         """
         from align3d.diffusion.dpm_solver import Levels
         from align3d.models.gaussiancube import GaussianCube
         from align3d.models.lora import Adapter
 
         own, schedule = network.architecture, self.schedule()
-        texts = self.texts(device, own.text) if own.text else None
         classes = self.read_classes(own.classes)
-        adapter = Adapter(network.requires_grad_(False).eval(), self.rank, self.alpha, LAYERS[self.layers])
+        network.requires_grad_(False).eval()
+        adapter = Adapter(network, self.rank, self.alpha, LAYERS[self.layers], fewest="attention")
         if self.adapter is not None:
             adapter.load(self.adapter)
         network.to(device)  # last, so that the adapter starts from the same numbers everywhere
@@ -149,7 +200,7 @@ class Published(TextOptions):
             levels=Levels(schedule),
             steps=self.steps,
             guidance=self.guidance,
-            sampler=self.solver if self.sampler == "published" else "ancestral",
+            sampler=solver(own) if self.sampler == "published" else "ancestral",
             sampler_steps=self.sampler_steps,
             labels=self.labels,
             adapter=adapter,
@@ -209,7 +260,7 @@ class Published(TextOptions):
                 f"multiple of {levels} voxels a side, such as [32, 32, 32, 14] in the files"
             )
         check_norms(root, mean, std, self.bound)
-        return Space(mean.to(device), std.to(device), self.bound, BOUND / self.bound if self.size == "unit" else 1.0)
+        return Space(mean.to(device), std.to(device), self.bound, self.scale)
 
     def read_classes(self, number: int) -> Mapping[str, int] | None:
         """The names of classes.
@@ -232,6 +283,11 @@ class Published(TextOptions):
             said = f"{wrong[0]!r} is {found[wrong[0]]!r}" if wrong else "it is empty"
             raise ValueError(f"{self.classes}: {said}; classes of this model are numbers 0 to {number - 1}")
         return found
+
+
+def solver(own: Architecture) -> Literal["adaptive", "multistep2", "multistep3"]:
+    """The published sampler of a network, which goes by what it is conditioned on."""
+    return "adaptive" if own.text else "multistep2" if own.classes else "multistep3"
 
 
 def read_norm(path: Path, channels: int) -> Tensor:
@@ -288,7 +344,7 @@ class Objaverse(Published):
     """GaussianCube of Objaverse, v1.1: 0.34 billion parameters, text of CLIP-L."""
 
     file, folder = "objaverse_ckpt", "v1.1"
-    bound, solver = 0.5, "adaptive"
+    bound, distance = 0.5, 2.0
     sources = sources("Objaverse", file, "v1.1/", text=True)
 
     def schedule(self) -> Any:
@@ -300,7 +356,7 @@ class Objaverse(Published):
 
 @dataclass(frozen=True)
 class Objaverse10(Objaverse):
-    """GaussianCube of Objaverse, v1.0; the released code samples it without texts."""
+    """GaussianCube of Objaverse, v1.0; follows texts if its weights have the layers (the released code: never)."""
 
     folder = "v1.0"
     sources = sources("Objaverse", Objaverse.file, "v1.0/", text=True)
@@ -310,7 +366,8 @@ class Objaverse10(Objaverse):
 class OmniObject3D(Published):
     """GaussianCube of OmniObject3D: 216 classes."""
 
-    file, bound, solver = "OmniObject3D_ckpt", 1.0, "multistep2"
+    file, bound = "OmniObject3D_ckpt", 1.0
+    fov, distance = 0.6911112070083618, 16.25**0.5
     sources = sources("OmniObject3D-v1.0", file)
 
 
@@ -318,7 +375,7 @@ class OmniObject3D(Published):
 class ShapeNetCar(Published):
     """GaussianCube of ShapeNet's cars, without condition."""
 
-    file, bound, solver = "shapenet_car_ckpt", 0.45, "multistep3"
+    file, bound = "shapenet_car_ckpt", 0.45
     sources = sources("ShapeNetCar-v1.0", file)
 
 

@@ -22,7 +22,15 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # a
 class Adapter:
     """The LoRA matrices inside a frozen network."""
 
-    def __init__(self, network: nn.Module, rank: int, alpha: float, targets: Sequence[str] = TARGETS, seed: int = 0):
+    def __init__(
+        self,
+        network: nn.Module,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str] = TARGETS,
+        seed: int = 0,
+        fewest: str = "blocks",
+    ):
         """Freezes the network and puts a zero-effect adapter in, float32 whatever the type of the network.
 
         Args:
@@ -31,6 +39,7 @@ class Adapter:
             alpha: The update is scaled by alpha / rank.
             targets: Ends of the names of the layers that are adapted.
             seed: Of the random half of the initial matrices; the other half is zero.
+            fewest: What the model's option `layers` calls the fewest that can be adapted; for advice.
         """
         import torch
         from peft import LoraConfig, inject_adapter_in_model
@@ -46,7 +55,7 @@ class Adapter:
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
             inject_adapter_in_model(self.config, network)
-        self.network = network
+        self.network, self.fewest = network, fewest
         self.layers = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]  # found once: there are thousands
         for parameter in self.parameters():  # peft gives them the type of the layers, too coarse for small updates
             parameter.data = parameter.data.float()
@@ -128,5 +137,5 @@ class Adapter:
         if more and not fewer and more <= {name for name, _ in self.network.named_modules()}:
             flags.append("--model.layers all")
         elif fewer and not more:
-            flags.append("--model.layers blocks")
+            flags.append(f"--model.layers {self.fewest}")
         return f"try {' '.join(flags)}" if flags else "use the model and rank that it was trained with"
