@@ -44,7 +44,7 @@ def load(roots, monkeypatch):
     """Loads a family in float32, two steps."""
 
     def make(family, **options):
-        monkeypatch.setattr(published.Published, "texts", lambda self, device, config: words(family))
+        monkeypatch.setattr(published.Published, "texts", lambda self, device, width, pooled=0: words(family))
         monkeypatch.setattr(published.Published, "need_text", lambda self: None)
         options = {"weights": roots[family], "precision": "float32", "steps": 2, "rank": 2} | options
         return MODELS[family](**options).load()
@@ -165,7 +165,7 @@ def no_vae(root):
     ],
 )
 def test_what_does_not_fit_is_named(roots, tmp_path, monkeypatch, harm, message):
-    monkeypatch.setattr(published.Published, "texts", lambda self, device, config: words("pas"))
+    monkeypatch.setattr(published.Published, "texts", lambda self, device, width, pooled=0: words("pas"))
     monkeypatch.setattr(published.Published, "need_text", lambda self: None)
     root = shutil.copytree(roots["pas"], tmp_path / "root")
     harm(root)

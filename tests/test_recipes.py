@@ -16,13 +16,15 @@ from align3d.commands.train import Train
 from align3d.models import published
 from align3d.recipes import PARTS, RECIPES, nabla
 
-BOTH = [(name, variant) for name in nabla.RECIPES for variant in ("paper", "released")]
+BOTH = [(name, variant) for name, variants in nabla.VARIANTS.items() for variant in variants]
 # method.beta, method.drift, loop.learning_rate, model.rank, model.guidance, azimuth_jitter, samples of an update
 PUBLISHED = {
     ("nabla-r2d3-aesthetic-diffsplat-pas", "paper"): (2e6, 3e3, 1e-4, 16, 7.5, 60, 4),
     ("nabla-r2d3-hpsv2-diffsplat-pas", "paper"): (1e7, 5e3, 1e-4, 16, 7.5, 60, 8),
     ("nabla-r2d3-normal-diffsplat-pas", "paper"): (1e6, 1e4, 1e-4, 16, 7.5, 60, 8),
     ("nabla-r2d3-dnc-diffsplat-sd15", "paper"): (1e6, 1e4, 1e-4, 8, 7.5, 60, 8),
+    ("nabla-r2d3-aesthetic-gaussiancube", "paper"): (2e6, 3e3, 1e-4, 8, 3.5, 60, 4),
+    ("nabla-r2d3-dnc-gaussiancube", "paper"): (1e6, 1e4, 1e-4, 8, 3.5, 60, 8),
     ("nabla-r2d3-aesthetic-diffsplat-pas", "released"): (2e6, 3e3, 3e-4, 8, 5.0, 10, 4),
     ("nabla-r2d3-hpsv2-diffsplat-pas", "released"): (5e7, 5e3, 1e-4, 8, 5.0, 10, 8),
     ("nabla-r2d3-normal-diffsplat-pas", "released"): (1e6, 1e4, 5e-4, 8, 5.0, 30, 8),
@@ -37,9 +39,11 @@ def test_settings_are_those_of_the_paper_and_of_its_code(name, variant):
     samples = loop.batch_size * loop.accumulate
     found = (method.beta, method.drift, loop.learning_rate, model.rank, model.guidance, cameras.azimuth_jitter, samples)
     assert found == PUBLISHED[name, variant]
-    assert (method.weight, method.transitions, method.jacobian) == ("paper", 8, True)
+    cube = "gaussiancube" in name
+    assert (method.weight, method.transitions, method.jacobian) == ("paper", 20 if cube else 8, True)
     assert (loop.updates, loop.warmup, loop.max_grad_norm) == (400 if samples == 4 else 200, 0, 1.0)
-    assert (model.alpha, model.layers, model.steps, recipe.options["noise"]) == (8, "all", 20, 2e-3)
+    assert (model.alpha, model.layers, model.steps) == (8, *(("attention", 50) if cube else ("all", 20)))
+    assert recipe.options["noise"] == 2e-3 and ("keep_above" in recipe.options) == ("dnc" in name and not cube)
     assert model.precision == ("float32" if "dnc" in name else "bfloat16")
 
 
@@ -93,7 +97,7 @@ SMALL += ["--loop.batch-size", "2", "--loop.accumulate", "1", "--prompts", "prom
 
 @pytest.mark.parametrize("name", ["nabla-r2d3-dnc-diffsplat-sd15", "ddpo-dnc-diffsplat-sd15"])
 def test_a_recipe_trains(here, capsys, monkeypatch, name):
-    monkeypatch.setattr(published.Published, "texts", lambda self, device, config: words("sd15"))
+    monkeypatch.setattr(published.Published, "texts", lambda self, device, width, pooled=0: words("sd15"))
     monkeypatch.setattr(published.Published, "need_text", lambda self: None)
     group = ["--loop.group", "2"] if name.startswith("ddpo") else []
     args = ["train", name, "--variant", "released", "--weights", str(here), *SMALL, *group, "--device", "cpu"]
@@ -122,7 +126,7 @@ def test_what_is_missing_or_wrong_is_refused(here, capsys):
 
 
 def test_rank_and_alpha_are_those_of_the_adapter_that_is_started_from(here, capsys, monkeypatch):
-    monkeypatch.setattr(published.Published, "texts", lambda self, device, config: words("sd15"))
+    monkeypatch.setattr(published.Published, "texts", lambda self, device, width, pooled=0: words("sd15"))
     monkeypatch.setattr(published.Published, "need_text", lambda self: None)
     first = ["train", "--model", "diffsplat-sd15", "--weights", str(here), "--reward", "dnc", *SMALL, "--device", "cpu"]
     assert main([*first, "--model.rank", "3", "--model.layers", "all", "--model.alpha", "5"]) == 0

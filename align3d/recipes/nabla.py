@@ -1,9 +1,10 @@
-"""Nabla-R2D3 (arXiv 2506.15684) and its baselines on the DiffSplat generators, for `align3d train`.
+"""Nabla-R2D3 (arXiv 2506.15684) and its baselines on DiffSplat and GaussianCube, for `align3d train`.
 
 The paper and the code released with it disagree: `paper` follows the paper, `released` the scripts. Where the paper is
 silent, both follow the scripts; the baselines, and SD1.5, were never released, so there `released` has the scripts'
-settings for all that is not the method or the model. docs/recipes.md shows both columns, and what is done differently
-here on purpose.
+settings for all that is not the method or the model. Of GaussianCube the paper gives rank, guidance and steps and
+nothing was released, so it has one variant. docs/recipes.md shows all columns, and what is done differently here on
+purpose.
 """
 
 from __future__ import annotations
@@ -74,36 +75,60 @@ TARGETS = {
         keep_above=0.849,
     ),
 }
-BACKBONES = {"diffsplat-pas": ("DiffSplat on PixArt-Sigma", 16), "diffsplat-sd15": ("DiffSplat on SD1.5", 8)}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A generator, and what its runs have in common."""
+
+    title: str
+    rank: int  # of the adapter, in the paper
+    guidance: tuple[float, float]  # paper, released
+    options: Settings  # others of the model
+    transitions: int  # two fifths of the steps
+    scenes: int  # decoded at a time
+    targets: tuple[str, ...] = tuple(TARGETS)
+    variants: tuple[str, ...] = ("paper", "released")  # the first is the default
+
+
+SPLATS: Settings = {"layers": "all", "steps": 20, "spacing": "linspace"}
+BACKBONES = {
+    # the full decoder of DiffSplat keeps 5.6 GiB for each scene
+    "diffsplat-pas": Backbone("DiffSplat on PixArt-Sigma", 16, (7.5, 5.0), SPLATS, 8, 1),
+    "diffsplat-sd15": Backbone("DiffSplat on SD1.5", 8, (7.5, 5.0), SPLATS, 8, 1),
+    "gaussiancube": Backbone(
+        "GaussianCube", 8, (3.5, 3.5), {"layers": "attention", "steps": 50}, 20, 4, ("aesthetic", "dnc"), ("paper",)
+    ),
+}
 BATCH = 4  # samples of a rollout, per process
 GROUP = 4  # of which ddpo compares so many with one another
 
 
-def nabla_r2d3(target: Target, paper: bool) -> Settings:
-    """Nabla-R2D3: 8 of 20 transitions, gradient at the estimate and through the network, k^2 as weight."""
+def nabla_r2d3(target: Target, paper: bool, backbone: Backbone) -> Settings:
+    """Nabla-R2D3: two fifths of the transitions, gradient at the estimate and through the network, k^2 as weight."""
     return {
         "name": "nabla",
         "beta": target.beta[0 if paper else 1],
         "weight": "paper",
-        "transitions": 8,
+        "transitions": backbone.transitions,
         "jacobian": True,
         "attenuation": "alpha_bar",
         "drift": target.drift,
-        "scenes": 1,  # the full decoder keeps 5.6 GiB for each
+        "scenes": backbone.scenes,
     }
 
 
-def refl(target: Target, paper: bool) -> Settings:
-    """ReFL, as the baseline of Nabla-R2D3: steps 15 to 19 of 20."""
+def refl(target: Target, paper: bool, backbone: Backbone) -> Settings:
+    """ReFL, as the baseline of Nabla-R2D3: steps 15 to 19 of 20, the last quarter."""
     return {"name": "refl", "first": 0.75, "last": 1.0}
 
 
-def draft(target: Target, paper: bool) -> Settings:
+def draft(target: Target, paper: bool, backbone: Backbone) -> Settings:
     """DRaFT-1, as the baseline of Nabla-R2D3."""
     return {"name": "draft", "last": 1}
 
 
-def ddpo(target: Target, paper: bool) -> Settings:
+def ddpo(target: Target, paper: bool, backbone: Backbone) -> Settings:
     """DDPO; the paper does not say with which settings, so these are those of its own paper."""
     return {"name": "ddpo", "clip": 1e-4}
 
@@ -114,37 +139,40 @@ RUNS = {
     "draft": ("DRaFT-1", draft),
     "ddpo": ("DDPO", ddpo),
 }
-RECIPES = {f"{run}-{target}-{model}": (run, target, model) for model in BACKBONES for run in RUNS for target in TARGETS}
-VARIANTS = dict.fromkeys(RECIPES, ("paper", "released"))  # the first is the default
+RECIPES = {
+    f"{run}-{target}-{model}": (run, target, model)
+    for model, backbone in BACKBONES.items()
+    for run in RUNS
+    for target in backbone.targets
+}
+VARIANTS = {name: BACKBONES[model].variants for name, (_, _, model) in RECIPES.items()}
 NAMED = "METHOD-REWARD-MODEL"  # how names are made
 
 
 def recipe(name: str, variant: str | None) -> Recipe:
     """The recipe of a name in RECIPES, in one of its variants."""
     run, reward, model = RECIPES[name]
-    (title, method), target, (backbone, rank) = RUNS[run], TARGETS[reward], BACKBONES[model]
-    paper = variant == "paper"
+    (title, method), target, backbone = RUNS[run], TARGETS[reward], BACKBONES[model]
+    paper, splats = variant == "paper", "spacing" in backbone.options
     settings = {
         "model": {
             "name": model,
-            "rank": rank if paper else 8,
+            "rank": backbone.rank if paper else 8,
             "alpha": 8.0,
-            "layers": "all",
-            "guidance": 7.5 if paper else 5.0,
-            "steps": 20,
-            "spacing": "linspace",
+            **backbone.options,
+            "guidance": backbone.guidance[0 if paper else 1],
             "precision": target.precision,
-            "softmax": target.softmax,
+            **({"softmax": target.softmax} if splats else {}),
         },
-        "method": method(target, paper),
+        "method": method(target, paper, backbone),
         "reward": dict(target.reward[0 if paper else 1]),
         "loop": loop(target, paper, GROUP if run == "ddpo" else 1),
         "cameras": cameras(target, paper),
     }
     options: Settings = {"noise": 2e-3, "background": (1.0, 1.0, 1.0)}
-    if target.keep_above is not None:
+    if target.keep_above is not None and splats:  # rewards of the published prompts are of DiffSplat's
         options["keep_above"] = target.keep_above
-    return Recipe(name, variant, "train", f"{title}, {target.title}, {backbone}", settings, options)
+    return Recipe(name, variant, "train", f"{title}, {target.title}, {backbone.title}", settings, options)
 
 
 def loop(target: Target, paper: bool, group: int) -> Settings:

@@ -1,0 +1,199 @@
+"""GaussianCube through the command line, on tiny checkpoints: of texts, of classes, and without condition."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tiny_gaussiancube as tiny
+import torch
+from command_checks import refused
+from PIL import Image
+from safetensors.torch import load_file
+
+from align3d import registry, samples
+from align3d.cli import leaner, main
+from align3d.methods.nabla import Nabla
+from align3d.models import MODELS
+from align3d.scenes.ply import read_ply
+
+NAMES = {"text": "gaussiancube", "class": "gaussiancube-omniobject3d", "nothing": "gaussiancube-shapenet-car"}
+PROMPTS = {"text": "a red mug\nthe dog\n", "class": "mug\n4\n", "nothing": "unconditional\n"}
+CPU = ["--device", "cpu"]
+SMALL = ["--model.steps", "2", "--model.precision", "float32", "--model.rank", "2"]
+QUICK = ["--model.sampler", "ancestral"]  # the published ones take many more passes
+TRAIN = ["--reward", "colorfulness", "--cameras.size", "16", "--loop.batch-size", "2", *CPU]
+METHODS = {
+    "nabla": ["--method", "nabla", "--method.transitions", "2"],
+    "refl": ["--method", "refl"],
+    "draft": ["--method", "draft"],
+    "ddpo": ["--method", "ddpo", "--loop.group", "2"],
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    def written(kind, name):
+        return tiny.write_cube(tmp_path_factory.mktemp(kind), registry.load(MODELS, name), tiny.KINDS[kind])
+
+    return cache(lambda kind, name=None: written(kind, name or NAMES[kind]))
+
+
+@pytest.fixture
+def here(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(samples, "FRAMES", 2)
+    monkeypatch.setattr(samples, "SHOWN", 1)
+    monkeypatch.setattr(samples, "TURNED", 1)
+    Path("classes.json").write_text('{"mug": 1, "dog": 4}')
+    for kind, prompts in PROMPTS.items():
+        Path(f"{kind}.txt").write_text(prompts)
+    return folders
+
+
+def model(folders, kind, *more):
+    named = ["--model.classes", "classes.json"] if kind == "class" else []
+    return ["--model", NAMES[kind], "--weights", str(folders(kind)), *SMALL, *named, *more]
+
+
+def train(folders, kind, method, *more):
+    prompts = "unconditional" if kind == "nothing" else f"{kind}.txt"
+    given = [*METHODS[method], *TRAIN, "--prompts", prompts, "--loop.updates", "2", *more]
+    return ["train", *model(folders, kind, *QUICK), *given]
+
+
+def ran(capsys, args):
+    """Run a command that must go well; what it said."""
+    code, shown = main([str(arg) for arg in args]), capsys.readouterr()
+    assert code == 0, shown.err
+    return shown.out
+
+
+@pytest.mark.parametrize(("kind", "method"), [("text", "nabla"), ("class", "ddpo"), ("nothing", "draft")])
+def test_from_prompts_to_a_tuned_model(here, capsys, kind, method):
+    source = []
+    if kind == "text":
+        embed = ["embed", *model(here, kind), "--prompts", "text.txt", "--out", "cache", *CPU]
+        assert "3 prompts with the empty one" in ran(capsys, embed)
+        source = ["--model.cache", "cache"]
+    ran(capsys, [*train(here, kind, method), *source, "--out", "run"])
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(row["grad_norm"] > 0 for row in rows)
+    lines = PROMPTS[kind].splitlines()
+    page = Path("run/report.html").read_text()
+    assert any(line in page for line in lines) and NAMES[kind] in page
+    config = json.loads(Path("run/config.json").read_text())["config"]["model"]
+    assert (config["name"], config["rank"], config["guidance"]) == (NAMES[kind], 2, 3.5)
+    adapter = load_file("run/adapter/adapter_model.safetensors")
+    assert any(value.abs().max() > 0 for name, value in adapter.items() if "lora_B" in name)
+    assert all("qkv" in name or "encoder_kv" in name or "proj_out" in name for name in adapter)
+
+    last = lines[-1]
+    sample = ["sample", "--adapter", "run", "--prompt", last, "--num", "2", "--size", "24", "--frames", "2", *CPU]
+    ran(capsys, [*sample, "--rewards", "colorfulness", "--out", "samples"])
+    told = [json.loads(line) for line in Path("samples/samples.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in told] == [last, last] and told[0]["rewards"] != told[1]["rewards"]
+    file = Path("samples") / told[0]["files"][0]
+    scene = read_ply(file)
+    assert scene.means.shape == (1, tiny.SIDE**3, 3) and scene.means.abs().max() < 0.7
+    assert "512 Gaussians" in ran(
+        capsys, ["render", file, "--out", "x.png", "--size", "24", "--views", "3", "--eps2d", "0.3"]
+    )
+    assert Image.open("x.png").size == (72, 24)
+
+    measure = ["--rewards", "colorfulness", "--features", "none", "--num", "1", "--size", "16", *CPU]
+    runs = ["evaluate", "--runs", "end=run", "first=run@0", "--prompts", f"{kind}.txt"]
+    ran(capsys, [*runs, *measure, "--out", "e"])
+    found = {r["name"]: r["rewards"]["colorfulness"] for r in json.loads(Path("e/table.json").read_text())["results"]}
+    assert found["base"] == found["first"] != found["end"]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(here, capsys):
+    """And all layers, convolutions too, are adapted; with what is kept computed again."""
+    args = [*train(here, "class", "refl"), "--model.layers", "all", "--model.recompute"]
+    ran(capsys, [*args, "--out", "whole"])
+    ran(capsys, [*args, "--loop.updates", "1", "--out", "halved"])
+    ran(capsys, [*args, "--out", "halved", "--resume"])
+    one, two = (load_file(f"{run}/adapter/adapter_model.safetensors") for run in ("whole", "halved"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    trained = " ".join(name for name, value in one.items() if value.abs().max() > 0 and "lora_B" in name)
+    assert all(layer in trained for layer in ("qkv", "proj_out", "in_layers.2", "out_layers.3", "emb_layers.1"))
+
+
+def test_a_recipe_trains(here, capsys):
+    small = ["--model.steps", "3", "--model.precision", "float32", *QUICK, "--cameras.size", "16", *CPU]
+    loop = ["--loop.updates", "1", "--loop.batch-size", "2", "--loop.accumulate", "1", "--method.transitions", "2"]
+    args = ["train", "nabla-r2d3-dnc-gaussiancube", "--weights", here("text"), *small, *loop, "--prompts", "text.txt"]
+    ran(capsys, [*args, "--out", "run"])
+    config = json.loads(Path("run/config.json").read_text())["config"]
+    assert config["recipe"] == {"name": "nabla-r2d3-dnc-gaussiancube", "variant": "paper"}
+    assert (config["model"]["name"], config["model"]["layers"]) == ("gaussiancube", "attention")
+    (row,) = (json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines())
+    assert row["grad_norm"] > 0
+    assert "has the variant paper, got 'released'" in refused(capsys, [*args, "--variant", "released", "--out", "r"])
+
+
+def test_pictures_come_from_the_published_sampler(here, capsys):
+    """Unless asked otherwise; the same weights, prompt and seed give another scene by ancestral steps."""
+    made = {}
+    for name, more in (("published", ["--model.sampler-steps", "5"]), ("ancestral", QUICK)):
+        args = ["sample", *model(here, "class", *more), "--prompt", "4", "--size", "16", "--frames", "0", *CPU]
+        ran(capsys, [*args, "--out", name])
+        made[name] = read_ply(next(Path(name).glob("*.ply")))
+    assert not torch.equal(made["published"].means, made["ancestral"].means)
+
+
+def test_a_text_encoder_in_the_place_of_a_cache(here, capsys):
+    args = ["sample", *model(here, "text", *QUICK), "--prompt", "a red mug", "--size", "16", "--frames", "0", *CPU]
+    ran(capsys, [*args, "--out", "samples"])
+    assert len(list(Path("samples").glob("*.ply"))) == 1
+
+
+def sampled(folders, kind, prompt, *more):
+    return ["sample", *model(folders, kind, *more), "--prompt", prompt, "--out", "o", *CPU]
+
+
+def test_prompts_that_no_model_can_follow_are_refused(here, capsys):
+    said = refused(capsys, sampled(here, "nothing", "a red car"))
+    assert said.endswith("got 'a red car', its one prompt is \"unconditional\" (--prompts unconditional)")
+    listed = [*train(here, "nothing", "draft", "--prompts", "train"), "--out", "r"]
+    assert "the model follows none; got 'a" in refused(capsys, listed)
+    for prompt in ("5", "-1", "a red mug"):
+        said = refused(capsys, sampled(here, "class", prompt))
+        assert said.endswith(f"a prompt is a number 0 to 4, or a name of 2, such as 'mug'; got {prompt!r}")
+    watched = [*train(here, "class", "draft", "--watch", "dnc"), "--out", "r"]
+    assert "knows classes, not texts" in refused(capsys, watched)
+    bare = str(here("nothing", "gaussiancube-v1.0"))
+    args = ["sample", "--model", "gaussiancube-v1.0", "--weights", bare, "--prompt", "a red mug", "--out", "o", *CPU]
+    assert "the weights have no layers for texts, so the model follows none; got 'a red mug'" in refused(capsys, args)
+
+
+def test_other_bad_input_is_refused(here, capsys, tmp_path):
+    for kind in ("class", "nothing"):
+        embed = ["embed", *model(here, kind), "--prompts", f"{kind}.txt", "--out", "cache", *CPU]
+        assert "follows no texts, so there is nothing to encode" in refused(capsys, embed)
+    Path("classes.json").write_text('{"mug": 5}')
+    assert "'mug' is 5; classes of this model are numbers 0 to 4" in refused(capsys, sampled(here, "class", "mug"))
+    named = sampled(here, "nothing", "unconditional", "--model.classes", "classes.json")
+    assert "model.classes is for models that were trained with classes" in refused(capsys, named)
+    other = tiny.write_cube(tmp_path / "x", registry.load(MODELS, NAMES["nothing"]), tiny.KINDS["nothing"])
+    mean, std = tiny.norms()
+    args = ["sample", "--model", NAMES["nothing"], "--weights", "x", *SMALL, "--prompt", "unconditional", "--out", "o"]
+    for change, words in (
+        ((mean + 2.0, std), "mean.pt and std.pt are not those of this data set"),
+        ((mean[:4, :4, :4].clone(), std), "mean.pt is [14, 4, 4, 4] and std.pt [14, 8, 8, 8]"),
+        ((mean[..., :13].clone(), std), "x/mean.pt is [8, 8, 8, 13], expected [32, 32, 32, 14]"),
+    ):
+        for name, value in zip(("mean", "std"), change, strict=True):
+            torch.save(value, other / f"{name}.pt")
+        assert words in refused(capsys, [*args, *CPU])
+    (other / "std.pt").unlink()
+    assert "x lacks std.pt; it takes shapenet_car_ckpt.pt, mean.pt, std.pt" in refused(capsys, [*args, *CPU])
+
+
+def test_it_says_what_takes_less_memory():
+    part = registry.load(MODELS, "gaussiancube")
+    parts = {"model": part(), "method": Nabla()}
+    assert leaner(("train", None, parts)) == ["--model.recompute", "--method.scenes 1"]
+    assert leaner(("train", None, {"model": part(recompute=True)})) == []
+    assert leaner(("sample", None, {"model": part()})) == []
