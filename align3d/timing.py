@@ -91,6 +91,14 @@ class TimedModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
+    # From Python 3.12 on, a check of types looks for the members of BaseModel and Subject without asking __getattr__.
+    schedule = property(lambda self: self.model.schedule)
+    steps = property(lambda self: self.model.steps)
+    latent_shape = property(lambda self: self.model.latent_shape)
+    adapter = property(lambda self: self.model.adapter)
+    look = property(lambda self: self.model.look)
+    picture = property(lambda self: self.model.picture)
+
     def network(self) -> None:
         """Begin the phase that a call of the network belongs to."""
         import torch
