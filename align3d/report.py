@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).parent / "assets" / "report" / "style.css"
 BETWEEN = "between the seeds of a prompt"  # explains diversity
 SAME = "The same prompts and the same noise, before and after training."
+ONE = "The scene as it was to begin with, and as it is now."
 
 
 def write_report(
@@ -75,7 +76,7 @@ def write_report(
     trained_on = trained_on or told.part("reward")
     title = title or _title(told)
     pictures = exhibits or before_after(told.samples, ".png")
-    watched = Watched.of(told)
+    watched, same = Watched.of(told), ONE if told.part("prior") else SAME
     body = [
         h("p", "align3d run report", class_="kicker"),
         h("h1", title),
@@ -83,7 +84,7 @@ def write_report(
         verdict(watched, _stop_when(told)) if watched else None,
         *[h("p", note) for note in notes],
         _tiles(told, comparisons, trained_on),
-        section("Before and after" if len(told.samples) != 1 else "Before", pictures, SAME),
+        section("Before and after" if len(told.samples) != 1 else "Before", pictures, same),
         section("All around", turntables or before_after(told.samples, ".webp"), ""),
         film_section(told.film),
         "" if exhibits else history(told.samples),

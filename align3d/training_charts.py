@@ -22,7 +22,7 @@ CURVES = {  # metrics with a chart of their own: title, and what it says
     "reward": ("Reward", "of the samples trained on, each update with other prompts; the band is their spread"),
     "drift": ("Drift", "how far predictions have moved from the base model's, relative to their size"),
     "loss": ("Loss", "what the optimiser sees; it need not fall when the target moves"),
-    "grad_norm": ("Gradient", "norm of the adapter's gradient before clipping"),
+    "grad_norm": ("Gradient", "its norm before clipping"),
 }
 PHASES = {"sample": "sampling", "reward": "reward and its gradient"}  # parts of the time that need more words
 BETWEEN_UPDATES = ("seconds_watch",)  # and no part of them
@@ -66,12 +66,14 @@ def _normalised(run: Run) -> bool:
 
 def _fixed(run: Run) -> dict[str, list[Html]]:
     """Charts of the samples with the same prompts and seeds, beside the base model's, by the metric they go with."""
-    drawn = list(run.samples.values())
-    rewards = {f"{name}, same samples": [s.rewards.get(name) for s in drawn] for name in reward_names(drawn)}
+    drawn, scene = list(run.samples.values()), bool(run.part("prior"))
+    same = "" if scene else ", same samples"
+    rewards = {f"{name}{same}": [s.rewards.get(name) for s in drawn] for name in reward_names(drawn)}
     groups = {
-        "reward": (rewards, "of the same prompts and seeds at every step"),
+        "reward": (rewards, "of four views of the scene" if scene else "of the same prompts and seeds at every step"),
         "drift": ({"Diversity": [s.diversity for s in drawn]}, "how much the seeds of a prompt differ"),
     }
+    dashed = "; dashed: to begin with" if scene else "; dashed: the base model"
     found: dict[str, list[Html]] = defaultdict(list)
     for beside, (columns, text) in groups.items():
         for heading, values in columns.items():
@@ -79,7 +81,7 @@ def _fixed(run: Run) -> dict[str, list[Html]]:
             base = y[0] if 0 in run.samples and math.isfinite(y[0]) else None
             chart = line_chart([float(step) for step in run.samples], y, heading, smooth=False, base=base)
             if chart:
-                found[beside].append(_panel(heading, text + "; dashed: the base model" * (base is not None), chart))
+                found[beside].append(_panel(heading, text + dashed * (base is not None), chart))
     return found
 
 
