@@ -1,6 +1,6 @@
 """What a published generator keeps for its backward pass: counted, without a GPU or memory for it.
 
-    python benchmarks/activations.py [--variant pas|sd15|sd35m] [--batch-size 4] [--tokens N]
+    python benchmarks/activations.py [--variant pas|sd15|sd35m|cube] [--batch-size 4] [--tokens N]
 
 The networks have their published sizes, the denoiser in bfloat16, its adapter, on all layers that the public code
 adapts, in float32, the GS-VAE in float32; tensors are on torch's device "meta", where they have shapes and no numbers.
@@ -9,7 +9,8 @@ a fused kernel has it, which keeps its inputs, its output and a float32 number f
 What a kernel needs for itself while it runs, and gradients, are not counted.
 
 Rows: the denoiser for a batch with guidance; with the layers of peft in the place of WideLinear; with
-`--model.recompute`, which in the backward pass needs what one block keeps on top; both decoders, for one object.
+`--model.recompute`, which in the backward pass needs what one block keeps on top; both decoders, for one object. Of
+GaussianCube (cube), which has no decoder to speak of, with attention alone adapted and with all layers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align3d.models.diffsplat import DiffSplat
+    from align3d.models.gaussiancube import GaussianCube
 
 GIB = 2**30
 ATTENTION = F.scaled_dot_product_attention
@@ -86,6 +88,16 @@ def denoiser(model: DiffSplat, batch_size: int, tokens: int) -> int:
     return kept(lambda: model.denoiser(x, make(rows), text), frozen)
 
 
+def cube(model: GaussianCube, batch_size: int, tokens: int) -> int:
+    """The same of GaussianCube."""
+    from align3d.models.gaussiancube import CubeCond
+
+    make = partial(torch.ones, device=model.device)
+    text = CubeCond(text=make(batch_size, tokens, model.network.architecture.text))
+    weights = [*model.network.parameters(), *model.network.buffers()]
+    return kept(lambda: model.clean(make(batch_size, *model.latent_shape), make(batch_size), text), weights)
+
+
 def decoder(model: DiffSplat) -> int:
     """Bytes of one object's decoding."""
     x0 = torch.empty(1, *model.latent_shape, device="meta", requires_grad=True)
@@ -102,6 +114,13 @@ def as_peft_has_it(model: DiffSplat) -> DiffSplat:
 
 def rows(variant: str, batch_size: int, tokens: int, tiny: bool = False) -> dict[str, int]:
     """The table: what, and its bytes."""
+    if variant == "cube":
+        make = partial(generator, variant, "meta", torch.bfloat16, tiny)
+        return {
+            f"{what}{how}": cube(make(layers=layers, recompute=bool(how)), batch_size, tokens)
+            for what, layers in (("denoiser", "attention"), ("all layers", "all"))
+            for how in ("", ", recomputed")
+        }
     make = partial(generator, variant, "meta", torch.bfloat16, tiny, layers="all")
     return {
         "denoiser": denoiser(make(), batch_size, tokens),

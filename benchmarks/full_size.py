@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from align3d.models.gaussiancube_files import Objaverse
+from align3d.models.nets.gaussiancube_unet import Architecture
 from align3d.models.published import DiffSplatPAS, DiffSplatSD15, DiffSplatSD35m
 from align3d.rewards.aesthetic import WIDTHS
 from align3d.rewards.clip_scores import MEAN, STD
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from align3d.models.diffsplat import DiffSplat
+    from align3d.models.gaussiancube import GaussianCube
     from align3d.models.published import Published
     from align3d.models.text import Text
     from align3d.types import Views
 
-MODELS = {"pas": DiffSplatPAS, "sd15": DiffSplatSD15, "sd35m": DiffSplatSD35m}
+MODELS = {"pas": DiffSplatPAS, "sd15": DiffSplatSD15, "sd35m": DiffSplatSD35m, "cube": Objaverse}
 NETWORKS: dict[str, dict[str, Any]] = {  # what a published config.json has that is not the stock class's default
     "pas": {
         "num_attention_heads": 16,
@@ -86,7 +89,12 @@ TINY: dict[str, dict[str, Any]] = {
 }
 CODECS: dict[str, dict[str, Any]] = {"pas": {}, "sd15": {}, "sd35m": {"latent_channels": 16, "quant_conv": False}}
 TINY_CODEC = {"block_out_channels": (32,) * 4, "layers_per_block": 1, "tiny_channels": 8}
-TOKENS = {"pas": 300, "sd15": 77, "sd35m": 77 + 256}
+CUBE = Architecture((128, 256, 384, 512), 3, (False, False, True, True), 128, 14, text=768, text_width=512)
+TINY_CUBE = Architecture((32, 64), 1, (False, True), 32, 14, text=64, text_width=32)
+SIDES = {CUBE: 32, TINY_CUBE: 8}  # voxels
+VOXEL = [0.0] * 3 + [0.0] * 3 + [0.1] + [0.02] * 3 + [1.0, 0.0, 0.0, 0.0]  # what a voxel is, about: its mean
+SPREAD = [0.01] * 3 + [1.0] * 3 + [0.1] + [0.005] * 3 + [0.1] * 4  # and its deviation
+TOKENS = {"pas": 300, "sd15": 77, "sd35m": 77 + 256, "cube": 77}
 SHORTEST, LONGEST = 12, 40  # tokens of a caption, where the others are padding that is masked: pas
 CLIP = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 CLIP |= {"patch_size": 14, "image_size": 224, "projection_dim": 768}  # ViT-L/14
@@ -97,7 +105,7 @@ SPLATS = {3: 0.7, 4: 0.7, 5: 0.7, 6: 1.0, 10: 0.5}  # channel of a splat map -> 
 
 def generator(
     variant: str, device: str = "cpu", precision: torch.dtype | None = None, tiny: bool = False, **options: Any
-) -> DiffSplat:
+) -> DiffSplat | GaussianCube:
     """A generator of random weights.
 
     Args:
@@ -105,8 +113,10 @@ def generator(
         device: Where it is made.
         precision: Of the denoiser; None is float32.
         tiny: Whether it is a tiny one.
-        **options: Of the dataclass in align3d.models.published.
+        **options: Of the dataclass in MODELS.
     """
+    if variant == "cube":
+        return cube(device, precision, tiny, **options)
     import diffusers
 
     from align3d.models.nets import denoisers
@@ -122,6 +132,22 @@ def generator(
     shape_splats(codec)
     texts = partial(words, variant, sizes[model.width], sizes.get("pooled_projection_dim", 0), device)
     return model.assemble(network, codec, texts, device)
+
+
+def cube(device: str, precision: torch.dtype | None, tiny: bool, **options: Any) -> GaussianCube:
+    """GaussianCube of texts, of random weights; arguments as of `generator`."""
+    import torch
+
+    from align3d.models.gaussiancube import Space
+    from align3d.models.nets.gaussiancube_unet import CubeUNet
+
+    model, own = Objaverse(**options), TINY_CUBE if tiny else CUBE
+    network = filled(partial(CubeUNet, own, model.recompute), device, precision)
+    mean, std = (
+        torch.tensor(x, device=device)[:, None, None, None].expand(-1, *[SIDES[own]] * 3) for x in (VOXEL, SPREAD)
+    )
+    texts = partial(words, "cube", own.text, 0, device)
+    return model.assemble(network, Space(mean, std, model.bound, model.scale), texts, device)
 
 
 def filled(make: Any, device: str, dtype: torch.dtype | None = None) -> nn.Module:

@@ -1,19 +1,21 @@
 """A published generator at full size on a GPU: seconds per trained transition, and peak memory, beside the public code.
 
-    python benchmarks/gpu_step.py [--variant pas|sd15|sd35m] [--batch-sizes 1 2 4 8] [--gradient-at estimate x0]
+    python benchmarks/gpu_step.py [--variant pas|sd15|sd35m|cube] [--batch-sizes 1 2 4 8] [--gradient-at estimate x0]
                                   [--transitions 8] [--recompute] [--decoder full|tiny] [--out FILE.json]
 
 No weights are needed: the networks have their published sizes and random numbers (full_size.py), the denoiser in
 bfloat16, its adapter, on all layers that the public code adapts, in float32, GS-VAE and reward in float32, no autocast.
-The reward costs what the aesthetic one does and sees 4 views of 256 pixels.
+The reward costs what the aesthetic one does and sees 4 views of 256 pixels. Of GaussianCube (cube) 20 of 50 transitions
+are trained and attention alone is adapted, as in its recipes.
 
 An update samples and trains the same number of objects, `--objects`, in every row, `--transitions` of each, all by the
 same random streams, and steps the optimiser once. Rows:
 
-    public        the schedule of Nabla-R2D3's public code. It samples 4 objects at a time (--sampled), without
-                  gradient. Then, for one object after the other and one transition after the other: prediction of the
-                  reference; prediction of the tuned model, with graph; prediction at the next state, with graph;
-                  decoding, rendering, judging; the reward's gradient back through all that; the loss's backward pass.
+    public        the schedule of Nabla-R2D3's public code, which is for DiffSplat alone. It samples 4 objects at a time
+                  (--sampled), without gradient. Then, for one object after the other and one transition after the
+                  other: prediction of the reference; prediction of the tuned model, with graph; prediction at the next
+                  state, with graph; decoding, rendering, judging; the reward's gradient back through all that; the
+                  loss's backward pass.
     estimate      ours, `align3d train --method.gradient-at estimate`, B objects at a time: predictions of the sampler
                   serve as those of the tuned model and of the next state, which is taken as a constant
     jacobian      the same, but the reward's gradient goes through the network as in the public code: that, exactly
@@ -41,7 +43,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,8 @@ KINDS = {  # our rows -> options of Nabla
 }
 PUBLIC = "public"
 NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # in errors of libraries below torch
+CUBE = {"steps": 50, "transitions": 20}  # of GaussianCube's recipes
+PIXELS = (256, 16)  # side of a view, of generators that do not say it: at full size, tiny
 BETA = 100.0  # so that it is not measured: how strong the reward is does not change the work
 
 
@@ -142,13 +146,13 @@ class Bench:
 
         self.setup, self.tiny = setup, setup.size == "tiny"
         torch.backends.cuda.matmul.allow_tf32 = setup.tf32
-        options = {name: getattr(setup, name) for name in ("decoder", "recompute", "decode_rows", "steps")}
-        self.model = generator(
-            setup.variant, setup.device, getattr(torch, setup.precision), self.tiny, **options | {"layers": "all"}
-        )
+        known = {f.name for f in fields(MODELS[setup.variant])}
+        options = {n: getattr(setup, n) for n in ("decoder", "recompute", "decode_rows", "steps") if n in known}
+        options["layers"] = "attention" if setup.variant == "cube" else "all"
+        self.model = generator(setup.variant, setup.device, getattr(torch, setup.precision), self.tiny, **options)
         self.times = sampling_times(self.model)
         tuned = Judge.make(setup.device, self.tiny) if setup.reward == "judge" else load_part("reward", setup.reward)()
-        pixels = self.model.cameras.height
+        pixels = self.model.cameras.height if hasattr(self.model, "cameras") else PIXELS[self.tiny]
         self.score = Scorer(tuned, CameraSampling(4, pixels, azimuth_jitter=10.0, elevation=10.0, elevation_jitter=5.0))
         self.prompts = [f"the caption of object {i}" for i in range(setup.objects)]
         self.parameters = list(self.model.adapter.parameters())
@@ -239,14 +243,14 @@ class Bench:
 
         from align3d.scenes.raster import choose_backend
 
-        cuda = self.times.is_cuda
+        cuda, weights = self.times.is_cuda, list(self.model.network.parameters())
         return {
             "device": torch.cuda.get_device_name(self.times.device) if cuda else platform.processor() or "cpu",
             "torch": torch.__version__,
             "cuda": torch.version.cuda if cuda else None,
-            "denoiser": str(self.model.denoiser.dtype).removeprefix("torch."),
+            "denoiser": str(next(p.dtype for p in weights if not p.requires_grad)).removeprefix("torch."),
             "adapter": str(self.parameters[0].dtype).removeprefix("torch."),
-            "parameters": sum(p.numel() for p in self.model.network.parameters()),
+            "parameters": sum(p.numel() for p in weights),
             "trained": sum(p.numel() for p in self.parameters),
             "rasteriser": choose_backend(self.times.device.type, tuple(self.score.reward.needs)),
             "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "conv": torch.backends.cudnn.allow_tf32},
@@ -336,8 +340,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--gradient-at", nargs="+", choices=list(KINDS), default=["estimate", "x0"], help="our rows")
     parser.add_argument("--objects", type=int, default=0, help="of an update; 0 = the largest batch")
-    parser.add_argument("--transitions", type=int, default=8, help="trained of each object, out of --steps")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--transitions", type=int, help="trained of each object, out of --steps; 8, cube 20")
+    parser.add_argument("--steps", type=int, help="20, cube 50")
     parser.add_argument(
         "--sampled", type=int, default=4, help="objects that `public` samples at a time; 4 in its recipes"
     )
@@ -356,6 +360,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write as well")
     given = vars(parser.parse_args(args))
     sizes, kinds, updates, out = (given.pop(name) for name in ("batch_sizes", "gradient_at", "updates", "out"))
+    usual = CUBE if given["variant"] == "cube" else {"steps": Setup.steps, "transitions": Setup.transitions}
+    given |= {name: value for name, value in usual.items() if given[name] is None}
     if min([*sizes, updates, given["sampled"]]) < 1:
         raise SystemExit("batch sizes, --updates and --sampled must be at least 1")
     objects = given["objects"] or max(sizes)

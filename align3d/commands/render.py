@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +14,7 @@ from align3d.commands.inputs import check_pictures, check_range
 if TYPE_CHECKING:
     from align3d.types import Scene
 
-LIMITS = {"fps": (0.1, 100), "elevation": (-90, 90), "radius": (0.001, 1000), "eps2d": (0, 1000)}
+LIMITS = {"fps": (0.1, 100), "elevation": (-90, 90), "radius": (0.001, 1000), "fov": (1, 170), "eps2d": (0, 1000)}
 MAX_JPEG = 65535  # pixels, width in that format
 
 
@@ -29,6 +30,7 @@ class Render:
     fps: float = 20.0  # frames per second of a turntable, 0.1 to 100
     elevation: float = 20.0  # degrees above the horizon, -90 to 90
     radius: float = 1.4  # distance of the camera from the origin, scene units, at most 1000
+    fov: float | None = None  # field of view in degrees, 1 to 170; none = 39.6, that of the pictures in training
     eps2d: float = 0.0  # pixels^2 added to every projected Gaussian; scenes trained elsewhere usually want 0.3
     backend: Literal["auto", "native", "torch", "gsplat"] = "auto"  # for Gaussians; `align3d doctor` says which work
     overwrite: bool = False  # replace the file if it exists
@@ -38,7 +40,8 @@ class Render:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, (low, high) in LIMITS.items():
-            check_range(name, getattr(self, name), low, high)
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), low, high)
         suffix = self.out.suffix.lower()
         moving = suffix in (".webp", ".gif", ".mp4")
         check_pictures(self.size, *(("frames", self.frames) if moving else ("views", self.views)))
@@ -55,6 +58,8 @@ def run(options: Render) -> None:
         raise FileExistsError(f"{options.out} exists already; choose another --out, or give --overwrite")
     scene, what = read(options)
     look = {"size": options.size, "elevation": options.elevation, "radius": options.radius}
+    if options.fov is not None:
+        look["focal"] = 0.5 / math.tan(math.radians(options.fov) / 2)
     if suffix in MOVING:
         save_turntable(options.out, turntable(scene, options.frames, **look), options.fps)
     else:
