@@ -8,13 +8,41 @@ import huggingface_hub
 import pytest
 from command_checks import refused
 
+from align3d import registry
 from align3d.cli import main
 from align3d.commands.download import choose
+from align3d.models import MODELS
 from align3d.models.published import DiffSplatPAS, DiffSplatSD35m
 from align3d.rewards.hpsv2 import HPSv21
 
 PAS = "gsdiff_gobj83k_pas_fp16__render/checkpoints"
+NORMS = {"mean.pt": 1_836_200, "std.pt": 1_836_200}
+CUBES = {  # --model -> its repository, after BwZhang/GaussianCube-, and what is fetched of it
+    "gaussiancube": ("Objaverse", ("v1.1/mean.pt", "v1.1/objaverse_ckpt.pt", "v1.1/std.pt")),
+    "gaussiancube-v1.0": ("Objaverse", ("v1.0/mean.pt", "v1.0/objaverse_ckpt.pt", "v1.0/std.pt")),
+    "gaussiancube-omniobject3d": ("OmniObject3D-v1.0", ("OmniObject3D_ckpt.pt", "mean.pt", "std.pt")),
+    "gaussiancube-shapenet-car": ("ShapeNetCar-v1.0", ("mean.pt", "shapenet_car_ckpt.pt", "std.pt")),
+    "gaussiancube-shapenet-chair": ("ShapeNetChair-v1.0", ("mean.pt", "shapenet_chair_ckpt.pt", "std.pt")),
+}
 REPOS = {
+    "BwZhang/GaussianCube-Objaverse": {
+        **{f"{folder}/{name}": size for folder in ("v1.0", "v1.1") for name, size in NORMS.items()},
+        **{f"{folder}/objaverse_ckpt.pt": 1_356_200_000 for folder in ("v1.0", "v1.1")},
+        "README.md": 3000,
+    },
+    **{
+        f"BwZhang/GaussianCube-{data}": {file: 340_000_000, "README.md": 3000} | NORMS
+        for data, file in (
+            ("OmniObject3D-v1.0", "OmniObject3D_ckpt.pt"),
+            ("ShapeNetCar-v1.0", "shapenet_car_ckpt.pt"),
+            ("ShapeNetChair-v1.0", "shapenet_chair_ckpt.pt"),
+        )
+    },
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": {
+        **{f"text_encoder/{name}": 492_000_000 for name in ("model.safetensors", "pytorch_model.bin")},
+        **{"text_encoder/config.json": 617, "tokenizer/vocab.json": 1_059_962, "tokenizer/merges.txt": 524_619},
+        **{"unet/config.json": 743, "unet/diffusion_pytorch_model.safetensors": 3_438_167_536},
+    },
     "chenguolin/DiffSplat": {
         **{f"{PAS}/{step}/transformer_ema/config.json": 900 for step in ("000100", "013020")},
         **{f"{PAS}/{step}/transformer_ema/diffusion_pytorch_model.safetensors": 10**9 for step in ("000100", "013020")},
@@ -79,6 +107,24 @@ def test_only_what_is_needed_is_fetched_to_where_the_model_looks(hub, capsys):
     assert "--model diffsplat-pas --model.weights files" in capsys.readouterr().out
     hub.clear()
     assert main(["download", "diffsplat-pas", "--what", "text", "--out", "texts", "--yes"]) == 0 and len(hub) == 5
+
+
+@pytest.mark.parametrize("name", CUBES)
+def test_the_cubes_of_gaussians(hub, capsys, name):
+    repository, files = CUBES[name]
+    assert main(["download", name, "--out", "files", "--yes"]) == 0
+    shown = capsys.readouterr().out
+    of_text = {"tokenizer/vocab.json", "tokenizer/merges.txt", "text_encoder/config.json"}
+    of_text |= {"text_encoder/model.safetensors"}
+    assert set(hub) == {*files, *(of_text if repository == "Objaverse" else ())}
+    size = sum(REPOS[f"BwZhang/GaussianCube-{repository}"][file] for file in files) / 1e9
+    assert f"BwZhang/GaussianCube-{repository}: 3 files, {size:.2f} GB" in shown
+    assert f"use it as --model {name} --model.weights files" in shown
+    model = registry.load(MODELS, name)(weights=Path("files"))
+    assert model.root() == Path("files") / Path(files[0]).parent
+    assert model.text_folder() == (Path("files") if repository == "Objaverse" else None)
+    if repository != "Objaverse":
+        assert "has no text of its own" in refused(capsys, ["download", name, "--what", "text", "--out", "x"])
 
 
 class Answer(io.BytesIO):
