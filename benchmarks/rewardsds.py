@@ -71,6 +71,7 @@ def optimise(job: Job) -> dict[str, Any]:
     from align3d.registry import load
     from align3d.rewards import REWARDS as TABLE
     from align3d.rewards.score import Scorer, as_reward, call_reward
+    from align3d.scenes.density.base import Density
     from align3d.scenes.rings import Ring
     from align3d.starts import GaussianStart, Stage
     from align3d.types import CHANNELS
@@ -80,7 +81,7 @@ def optimise(job: Job) -> dict[str, Any]:
     rewards = {name: as_reward(load(TABLE, name, "reward")) for name in REWARDS}
     prior = Embedded().load()
     ring = Ring()
-    subject = GaussianStart().subject(Stage(prior, ring, prompt=job.prompt, seed=job.seed))
+    subject = GaussianStart(density=Density()).subject(Stage(prior, ring, prompt=job.prompt, seed=job.seed))
     even = Weighting("weighted", temperature=1e6)
     weighting = even if kind == "mean" else Weighting(kind)
     method = SDS(guidance=GUIDANCE, weighting=weighting, explore=Explore(candidates, steps=steps))

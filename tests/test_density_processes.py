@@ -27,9 +27,9 @@ KINDS = {
 
 
 def made(density, loop, **options):
-    one = Distilled(
-        Splats(ball(64, generator=torch.Generator().manual_seed(0)), density), EllipsoidPrior(0.35, 12, 3), RING
-    )
+    start = ball(64, generator=torch.Generator().manual_seed(0))
+    start.opacities[:, ::2] = 0.6
+    one = Distilled(Splats(start, density), EllipsoidPrior(0.35, 12, 3), RING)
     fit(one, SDS(guidance=1.0), lambda *_: None, ["a red thing"], loop, progress=False, **options)
     return {name: p.detach().clone() for name, p in one.trained.named_parameters()}
 

@@ -46,8 +46,7 @@ class Splats(nn.Module):
             ValueError: If there are more than `density` allows.
         """
         super().__init__()
-        self.density = density or Density()
-        self.density.check(start.means.shape[1])
+        self.density = (density or Density()).sized(start.means.shape[1])
         self.raster, self.backend = start.raster, start.backend
         means, quats, scales, opacities, colors = (x[0].detach().clone().float() for x in start.tensors)
         self.means = nn.Parameter(means)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from align3d.rng import Streams
     from align3d.scenes.density.rows import Rows
 
-LIMIT = 1 << 20  # Gaussians that a scene may be allowed to have
+LIMIT = 1 << 24  # Gaussians that a scene may be allowed to have; more cannot be drawn from
+GROWTH = 4  # times as many as at the start there may be, where nothing is said
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Density:
 
     def refine(self, rows: Rows, done: int, rng: Streams, rate: float) -> Rows:
         """What becomes of the Gaussians after an update.
+
+        Of a density that `sized` has made.
 
         Args:
             rows: The Gaussians, and what pulled at them since the last change.
@@ -40,12 +43,13 @@ class Density:
         """Scalars to be added to the loss, by name; `values` are the parameters of the Gaussians."""
         return {}
 
-    def check(self, num: int) -> None:
-        """Refuse a number of Gaussians to begin with.
+    def sized(self, num: int) -> Density:
+        """The same for a scene that begins with so many Gaussians.
 
         Raises:
             ValueError: If there are more than there may be.
         """
+        return self
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,24 @@ class Refining(Density):
     every: int = 25  # updates between two changes
     first: int = 25  # updates before the first change
     last: int = 0  # updates after which there are no more changes; 0 = they go on to the end
-    most: int = 8192  # Gaussians that there may be
+    most: int = 0  # Gaussians that there may be, at most 16777216; 0 = four times as many as at the start
 
     def __post_init__(self) -> None:
         if self.every < 1 or min(self.first, self.last) < 0:
             got = f"{self.every}, {self.first} and {self.last}"
             raise ValueError(f"scene.density: every must be 1 or more, first and last 0 or more, got {got}")
-        if not 1 <= self.most <= LIMIT:
-            raise ValueError(f"scene.density.most must be 1 to {LIMIT} Gaussians, got {self.most}")
+        if not 0 <= self.most <= LIMIT:
+            raise ValueError(f"scene.density.most must be 0 to {LIMIT} Gaussians, got {self.most}")
 
     def due(self, done: int) -> bool:
         """Whether there is a change after so many updates."""
         return done >= self.first and done % self.every == 0 and not 0 < self.last < done
 
-    def check(self, num: int) -> None:
+    def sized(self, num: int) -> Density:
         """See Density."""
-        if num > self.most:
+        if 0 < self.most < num:
             raise ValueError(f"the scene begins with {num} Gaussians, scene.density.most allows {self.most}; raise it")
+        return self if self.most else replace(self, most=max(num, min(GROWTH * num, LIMIT)))
 
 
 def between(low: float, high: float, **values: float) -> None:

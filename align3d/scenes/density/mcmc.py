@@ -1,11 +1,13 @@
 """Gaussians as samples that wander: dead ones move to where the scene is, more are added, all are shaken a little.
 
 Source: Kheradmand et al. 2024, "3D Gaussian Splatting as Markov Chain Monte Carlo", as gsplat's MCMCStrategy has it,
-but for this: moments of the optimiser are zero wherever a Gaussian becomes another.
+but for this: moments of the optimiser are zero wherever a Gaussian becomes another, and no Gaussian is divided into
+dead ones, which gsplat keeps at the limit instead.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,12 +15,13 @@ from align3d.scenes.density.base import Refining, between
 
 if TYPE_CHECKING:
     import torch
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from align3d.rng import Streams
     from align3d.scenes.density.rows import Rows
 
+MOST_SHARES = 51  # Gaussians that one is divided into, at most, as in gsplat
 SHARPNESS = 100.0  # of the step in opacity below which Gaussians are shaken; published
 
 
@@ -60,18 +63,36 @@ class MCMC(Refining):
         dead = (opacities <= self.faint).nonzero()[:, 0]
         if not len(dead) or len(dead) == len(rows):
             return rows
-        host = drawn(opacities.masked_fill(opacities <= self.faint, 0), len(dead), generator)
+        guest, host = self.hosts(opacities.masked_fill(opacities <= self.faint, 0), len(dead), generator)
         rows = divided(rows, host)
-        return rows.written(dead, {name: value[host] for name, value in rows.values.items()}, new=True)
+        return rows.written(dead[guest], {name: value[host] for name, value in rows.values.items()}, new=True)
 
     def added(self, rows: Rows, generator: torch.Generator) -> Rows:
         """With new Gaussians in the places of others, drawn by their opacity, which share their light."""
         num = min(self.most, int(self.more * len(rows))) - len(rows)
         if num <= 0:
             return rows
-        host = drawn(rows.opacities, num, generator)
+        _, host = self.hosts(rows.opacities, num, generator)
         rows = divided(rows, host)
         return rows.with_new({name: value[host] for name, value in rows.values.items()})
+
+    def hosts(
+        self, opacities: Float[Tensor, "N"], num: int, generator: torch.Generator
+    ) -> tuple[Int[Tensor, "M"], Int[Tensor, "M"]]:
+        """Which of `num` guests find a place, and the rows that take them in, drawn by their opacity.
+
+        A row takes in no more than leaves each of them twice the opacity at which Gaussians die: else scenes that fade
+        are divided ever further, until nothing is left (row 37 of LOG.md).
+        """
+        import torch
+
+        host = torch.multinomial(opacities.double().cpu(), num, replacement=True, generator=generator)
+        room = torch.log1p(-opacities.double().cpu().clamp(max=1 - 1e-9)) / math.log1p(-2 * self.faint - 1e-12)
+        order = host.argsort(stable=True)
+        first = torch.searchsorted(host[order], host[order])  # of the guests of the same host
+        turn = torch.empty_like(order).index_copy_(0, order, torch.arange(num) - first)
+        guest = (turn + 2 <= room[host].clamp(max=MOST_SHARES)).nonzero()[:, 0]
+        return guest.to(opacities.device), host[guest].to(opacities.device)
 
     def shaken(self, rows: Rows, generator: torch.Generator, rate: float) -> Rows:
         """With noise on the places, larger along a Gaussian's larger axes, and next to none where it is opaque."""
@@ -88,14 +109,7 @@ class MCMC(Refining):
         return replace(rows, values=rows.values | {"means": means + step})
 
 
-def drawn(weights: Float[Tensor, "N"], num: int, generator: torch.Generator) -> Tensor:
-    """Rows, (num,), drawn with replacement."""
-    import torch
-
-    return torch.multinomial(weights.double().cpu(), num, replacement=True, generator=generator).to(weights.device)
-
-
-def divided(rows: Rows, host: Tensor) -> Rows:
+def divided(rows: Rows, host: Int[Tensor, "M"]) -> Rows:
     """With the light of each host shared out between it and those that come to it; it is another Gaussian then."""
     import torch
 

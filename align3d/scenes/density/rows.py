@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEW = -1  # the source of a row that was not there before
-MOST_SHARES = 51  # Gaussians that one is divided into, at most, as in gsplat
 OPAQUE = 1 - 1e-4  # opacity whose logit is finite
 
 
@@ -95,12 +94,12 @@ def shared(
     as much light. Source: Kheradmand et al. 2024 (3DGS-MCMC), eq. 9, its double sum by the hockey-stick identity:
     sum over k from 1 to n of (n over k) (-1)^(k+1) o^k / sqrt(k).
     """
-    num = num.clamp(1, MOST_SHARES)
     whole, n = opacities.double().clamp(max=OPAQUE), num.double()
     part = -torch.expm1(torch.log1p(-whole) / n)
     total = torch.zeros_like(part)
-    for k in range(1, int(num.max()) + 1 if len(num) else 1):
-        choose = torch.tensor([math.comb(i, k) for i in range(MOST_SHARES + 1)], dtype=part.dtype, device=part.device)
+    most = int(num.max()) if len(num) else 0
+    for k in range(1, most + 1):
+        choose = torch.tensor([math.comb(i, k) for i in range(most + 1)], dtype=part.dtype, device=part.device)
         total = total + choose[num] * (-1) ** (k + 1) * part**k / math.sqrt(k)
     return part.to(opacities), scales * (whole / total).to(scales)[:, None]
 
