@@ -41,7 +41,7 @@ class Previews:
             Image.fromarray(to_uint8(pictures[0])).save(folder / "00.png")
             save_sheet(folder / "sheet.png", pictures, len(pictures), [self.prompt, *[""] * (len(pictures) - 1)])
             if not getattr(scene, "flat", False):
-                save_turntable(folder / "00.webp", turntable(scene, FRAMES, SIDE))
+                save_turntable(folder / "00.webp", turntable(scene, FRAMES, SIDE, background=self.background))
             about = {"prompts": [self.prompt], "seeds": [self.seed], "mean": scores}
             (folder / "samples.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
@@ -61,8 +61,14 @@ def seen(
     return views.rgb[0].cpu(), scores
 
 
-def finish(out: Path, subject: Any) -> Path:
-    """Write the scene's own files, views.png and turntable.webp, each whole or not at all; the first of them."""
+def finish(out: Path, subject: Any, background: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Path:
+    """Write the scene's own files, views.png and turntable.webp, each whole or not at all; the first of them.
+
+    Args:
+        out: The run's folder.
+        subject: What was optimised.
+        background: RGB in [0, 1], of the pictures.
+    """
     import torch
 
     from align3d.scenes.pictures import save_turntable, save_views, turntable
@@ -70,8 +76,8 @@ def finish(out: Path, subject: Any) -> Path:
     with torch.no_grad():
         scene = subject.scene()
         pictures = {
-            "views.png": lambda path: save_views(path, scene),
-            "turntable.webp": lambda path: save_turntable(path, turntable(scene)),
+            "views.png": lambda path: save_views(path, scene, background=background),
+            "turntable.webp": lambda path: save_turntable(path, turntable(scene, background=background)),
         }
         if getattr(scene, "flat", False):
             pictures = {}

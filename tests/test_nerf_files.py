@@ -31,7 +31,7 @@ def here(tmp_path, monkeypatch):
     """An empty folder, and small pictures."""
     for name, value in (("SIZE", 24), ("SIDE", 24), ("FRAMES", 2)):
         monkeypatch.setattr(f"align3d.previews.{name}", value)
-    monkeypatch.setattr("align3d.scenes.pictures.turntable", lambda scene, *_: turntable(scene, 2, 24))
+    monkeypatch.setattr("align3d.scenes.pictures.turntable", lambda scene, *_, **more: turntable(scene, 2, 24, **more))
     return enter(tmp_path, monkeypatch)
 
 

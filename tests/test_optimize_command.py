@@ -66,6 +66,14 @@ def test_it_goes_on_to_the_same_bits(here, capsys):
     assert [row["loss"] for row in rows("part")] == [row["loss"] for row in rows()]
 
 
+def test_all_pictures_have_the_background(here, capsys):
+    assert main([*OPTIMIZE, "--updates", "1", "--background", "0", "0", "1"]) == 0, capsys.readouterr().err
+    names = ("views.png", "turntable.webp", "samples/step-000001/00.png", "samples/step-000001/00.webp")
+    for name in names:
+        red, green, blue = Image.open(Path("run", name)).convert("RGB").getpixel((0, 0))
+        assert max(red, green) < 16 and blue > 239, name
+
+
 def test_it_begins_with_a_file(here, capsys):
     assert main([*OPTIMIZE, *FEW]) == 0, capsys.readouterr().err
     again = [arg if arg != "run" else "second" for arg in OPTIMIZE]

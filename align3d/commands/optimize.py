@@ -205,7 +205,7 @@ def ended(out: Path, subject: Any, filming: Filming) -> Path:
     from align3d.log import read_metrics
     from align3d.previews import finish
 
-    file = finish(out, subject)
+    file = finish(out, subject, filming.background)
     try:
         rows = read_metrics(out / "metrics.jsonl")
         filming.develop(subject, rows[-1]["step"] if rows else 0)

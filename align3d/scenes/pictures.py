@@ -122,6 +122,7 @@ def save_views(
     elevation: float = 20.0,
     radius: float = RADIUS,
     focal: float = FOCAL,
+    background: tuple[float, float, float] = WHITE,
 ) -> None:
     """Writes views of one scene side by side, without margins, to a .png, .webp or .jpg file.
 
@@ -133,9 +134,10 @@ def save_views(
         elevation: Degrees above the horizon.
         radius: Distance of the cameras from the origin, scene units.
         focal: Focal length in image widths.
+        background: RGB in [0, 1].
     """
     check_extension(path, STILL)
-    images = look(scene, 1, azimuths, size, elevation, radius, focal)[0]
+    images = look(scene, 1, azimuths, size, elevation, radius, focal, background=background)[0]
     _save(path, side_by_side(images))
 
 
@@ -151,6 +153,7 @@ def turntable(
     elevation: float = 20.0,
     radius: float = RADIUS,
     focal: float = FOCAL,
+    background: tuple[float, float, float] = WHITE,
 ) -> list[Image.Image]:
     """One scene seen all around, in equal steps, beginning at azimuth 0; the last frame leads back to the first.
 
@@ -161,12 +164,14 @@ def turntable(
         elevation: Degrees above the horizon.
         radius: Distance of the camera from the origin, scene units.
         focal: Focal length in image widths.
+        background: RGB in [0, 1].
 
     Raises:
         ValueError: If no frame is asked for.
     """
     azimuths = [360.0 * i / frames for i in range(frames)]
-    return [Image.fromarray(x) for x in to_uint8(look(scene, 1, azimuths, size, elevation, radius, focal)[0])]
+    images = look(scene, 1, azimuths, size, elevation, radius, focal, background=background)[0]
+    return [Image.fromarray(x) for x in to_uint8(images)]
 
 
 def save_turntable(path: str | Path, frames: Sequence[Image.Image], fps: float = 20.0, quality: int = 80) -> None:
