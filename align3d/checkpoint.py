@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
     from align3d.state import State
 
-MAY_CHANGE = (  # without changing an update
+MAY_CHANGE = (  # without changing an update, but for its last digits where memory is saved
     *("loop.updates", "loop.minutes", "loop.checkpoint_every", "loop.keep", "loop.sample_every"),
+    *("method.explore.chunk", "prior.rows", "prior.recompute", "model.recompute"),
     *("watch.stop_when", "watch.go_on", "film.frames", "film.size"),
 )
 NOT_COMPARED = ("out", "resume")  # where a run lies and how it was called is no part of what it computes

@@ -12,6 +12,7 @@ from PIL import Image
 from align3d.cli import main
 from align3d.files import locked
 from align3d.scenes.ply import read_ply
+from align3d.starts import GaussianStart
 
 OPTIMIZE = ["optimize", "--prompt", "a red thing", "--prior", "closed_prior:Ellipsoids", "--reward", "closed_prior:red"]
 OPTIMIZE += [
@@ -197,6 +198,52 @@ def test_one_failure_does_not_stop_the_others(here, capsys):
     shown = capsys.readouterr()
     assert "1/2 000-a-red-cube: reward picky" in shown.err and "1 of 2 prompts failed: 000-a-red-cube" in shown.err
     assert Path("run/001-a-longer-prompt-of-a-blue-ball/scene.ply").is_file()
+
+
+def test_a_prompt_that_is_refused_does_not_stop_the_others(here, capsys, monkeypatch):
+    made = GaussianStart.subject
+
+    def picky(self, stage):
+        if "cube" in stage.prompt:
+            raise ValueError("cubes are not for me")
+        return made(self, stage)
+
+    monkeypatch.setattr(GaussianStart, "subject", picky)
+    assert main([*MANY, "--updates", "1"]) == 2
+    shown = capsys.readouterr().err
+    assert "1/2 000-a-red-cube: cubes are not for me" in shown and "1 of 2 prompts failed: 000-a-red-cube" in shown
+    assert Path("run/001-a-longer-prompt-of-a-blue-ball/scene.ply").is_file()
+
+
+def test_what_is_finished_is_of_the_same_configuration(here, capsys):
+    one = [*MANY, "--updates", "1"]
+    assert main(one) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main([*one, "--method", "nfsd"]) == 2
+    shown = capsys.readouterr()
+    assert "finished before" not in shown.out and "another configuration: method.name was 'sds'" in shown.err
+
+
+def test_bridge_begins_its_second_stage_halfway(here, capsys):
+    bridge = [*OPTIMIZE, "--method", "bridge"]
+    for out, more in (("a", ["--updates", "4"]), ("b", ["--loop.updates=6"]), ("c", [*FEW, "--method.stage-two", "1"])):
+        args = [arg if arg != "run" else out for arg in bridge]
+        assert main([*args, *more]) == 0, capsys.readouterr().err
+    found = [json.loads(Path(out, "config.json").read_text())["config"]["method"]["stage_two"] for out in "abc"]
+    assert found == [2, 3, 1]
+
+
+def test_options_that_would_do_nothing_are_refused(here, capsys):
+    assert "loop.ema is for generators" in refused(capsys, [*OPTIMIZE, "--loop.ema", "0.9"])
+    said = refused(capsys, [*OPTIMIZE, "--loop.learning-rate", "5"])
+    assert "loop.learning_rate does nothing to a scene of gaussians" in said
+
+
+def test_what_saves_memory_may_change(here, capsys):
+    first = [*OPTIMIZE, *CHOOSE]
+    assert main([*first, "--updates", "1"]) == 0, capsys.readouterr().err
+    assert main([*first, "--updates", "2", "--resume", "--method.explore.chunk", "2"]) == 0, capsys.readouterr().err
+    assert len(rows()) == 2
 
 
 @pytest.mark.parametrize("more", [[], ["--prompt", "x", "--prompts", "prompts.txt"]])

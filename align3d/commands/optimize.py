@@ -13,6 +13,7 @@ from align3d.commands.parts import load_part
 from align3d.commands.recipe import of_recipe, recorded
 from align3d.commands.train import report
 from align3d.config import described, of_reward
+from align3d.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,10 @@ def told(args: Sequence[str]) -> dict[str, dict[str, Any]]:
     if value_of("--method.weighting.kind", args) == "none" and "explore" in found.get("method", {}):
         found["method"]["explore"] |= {"candidates": 1}  # of a recipe, whose many would have no weighting
         found.pop("reward", None)  # which would never be asked, and may want files
+    if method == "bridge" and found.get("method", {}).get("name") != "bridge":
+        updates = value_of("--updates", args, value_of("--loop.updates", args, str(found["loop"]["updates"])))
+        if updates.isdecimal():  # else it is refused as any other option
+            found["method"] = {"name": "bridge", "stage_two": int(updates) // 2}  # half of the run, as published
     rank = getattr(load_part("method", method), "rank", 0)
     if rank:
         own = found.get("prior", {})
@@ -108,8 +113,9 @@ def run(
         raise ValueError(f"method {names['method']} trains a generator: align3d train --method {names['method']}")
     score = Scorer(as_reward(reward), cameras, 0.0, options.background)
     check(names, method, score.reward)
+    unused(loop, names["scene"])
     jobs = planned(options)
-    score.check(list(jobs), method.explore.candidates)
+    score.check(list(jobs), candidates(method))
     parts = {"prior": prior, "method": method, "scene": scene, "cameras": cameras}
     config = {kind: described(part, names[kind]) for kind, part in parts.items()}
     config |= {"reward": of_reward(score.reward, names["reward"]), "loop": asdict(loop), "film": asdict(film)}
@@ -173,8 +179,11 @@ class Work:
 
         background, device = self.score.background, choose_device(self.device)
         stage = Stage(teacher, self.score.cameras, background, prompt, self.loop.seed, device)
-        subject = self.scene.subject(stage)
-        reward = self.score.reward
+        subject, reward = self.scene.subject(stage), self.score.reward
+        lacking = sorted(reward.needs - {"rgb"})
+        if lacking and getattr(subject.scene(), "flat", False):
+            needs = f"reward {self.names['reward']} needs {', '.join(lacking)}"
+            raise ValueError(f"{needs}, and a picture is colours alone; use a reward of pictures")
         terms = getattr(reward, "terms", {})  # of a sum, each by itself: outside of an update there are no candidates
         shown = {name: term.reward for name, term in terms.items()} or {self.names["reward"]: reward}
         filming = Filming(self.film, out, None if self.loop.minutes else self.loop.updates, background)
@@ -189,12 +198,20 @@ class Work:
         file = ended(out, subject, filming)
         return f"{rows[-1]['step']} updates done: {file}, open {out / 'report.html'}"
 
-    def finished(self, out: Path) -> bool:
-        """Whether a folder holds all updates and the files that a run ends in."""
-        from align3d.checkpoint import latest, step_of
+    def finished(self, prompt: str, out: Path) -> bool:
+        """Whether a folder holds all updates of this prompt's run and the files that it ends in.
 
-        newest = latest(out)
-        return newest is not None and step_of(newest) >= self.loop.updates and (out / "report.html").is_file()
+        Raises:
+            ValueError: If it is of a run of another configuration, or of another prompt.
+        """
+        from align3d import checkpoint, distributed
+
+        newest = checkpoint.latest(out)
+        if newest is None or checkpoint.step_of(newest) < self.loop.updates or not (out / "report.html").is_file():
+            return False
+        wanted = checkpoint.record({"prompt": prompt, **self.config}, [prompt], distributed.world())
+        checkpoint.compare(out, read_json(out / "config.json"), wanted)
+        return True
 
 
 def ended(out: Path, subject: Any, filming: Filming) -> Path:
@@ -219,27 +236,32 @@ def make_all(work: Work, jobs: dict[str, Path]) -> None:
     """One prompt after another; what another process is at, or has finished, is left to it.
 
     Raises:
-        FloatingPointError: At the end, if some have failed.
+        ValueError, FloatingPointError: At the end, if some have failed; the latter if they all met a number that is not
+            finite.
     """
+    import torch
+
     from align3d.checkpoint import BusyError
 
-    failed, teacher = [], None
+    failed: dict[str, Exception] = {}
+    teacher = None
     for i, (prompt, out) in enumerate(jobs.items()):
         where = f"{i + 1}/{len(jobs)} {out.name}"
-        if work.finished(out):
-            print(f"{where}: finished before", flush=True)
-            continue
-        if teacher is None or teacher.adapter is not None:  # which the scene before has trained
-            teacher = work.teacher()
         try:
+            if work.finished(prompt, out):
+                print(f"{where}: finished before", flush=True)
+                continue
+            if teacher is None or teacher.adapter is not None:  # which the scene before has trained
+                teacher = work.teacher()
             print(f"{where}: {work.make(prompt, out, (out / 'config.json').is_file(), teacher)}", flush=True)
         except BusyError:
             print(f"{where}: another process is at it", flush=True)
-        except FloatingPointError as error:
-            failed.append(out.name)
+        except (ValueError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
+            failed[out.name] = error
             print(f"align3d: {where}: {error}", file=sys.stderr, flush=True)
     if failed:
-        raise FloatingPointError(f"{len(failed)} of {len(jobs)} prompts failed: {', '.join(failed[:8])}")
+        kind = FloatingPointError if all(isinstance(e, FloatingPointError) for e in failed.values()) else ValueError
+        raise kind(f"{len(failed)} of {len(jobs)} prompts failed: {', '.join([*failed][:8])}")
 
 
 def check(names: dict[str, str], method: Any, reward: Any) -> None:
@@ -249,10 +271,31 @@ def check(names: dict[str, str], method: Any, reward: Any) -> None:
         ValueError: If it needs more than pictures, and there are several candidates.
     """
     lacking = sorted(reward.needs - {"rgb"})
-    if lacking and method.explore.candidates > 1:
+    if lacking and candidates(method) > 1:
         raise ValueError(
             f"reward {names['reward']} needs {', '.join(lacking)}, and candidates are judged by what the prior paints, "
             f"which is colours alone; use a reward of pictures"
+        )
+
+
+def candidates(method: Any) -> int:
+    """How many noises an update of the method tries."""
+    return method.explore.candidates if hasattr(method, "explore") else 1
+
+
+def unused(loop: Loop, scene: str) -> None:
+    """Refuse options of training that would do nothing to a scene of a known kind.
+
+    Raises:
+        ValueError: Names the option.
+    """
+    from align3d.starts import STARTS
+
+    if loop.ema:
+        raise ValueError("loop.ema is for generators: no scene is written of a running mean; leave it out")
+    if scene in STARTS and loop.learning_rate not in (LOOP["learning_rate"], type(loop).learning_rate):
+        raise ValueError(
+            f"loop.learning_rate does nothing to a scene of {scene}, whose parts have rates of their own; leave it out"
         )
 
 
@@ -262,5 +305,6 @@ def fits(name: str, prior: Prior, cameras: Any) -> None:
     Raises:
         ValueError: If there are more views than it sees together.
     """
-    if cameras.views > prior.views > 1:
-        raise ValueError(f"prior {name} sees {prior.views} views together, got --cameras.views {cameras.views}")
+    views = getattr(cameras, "views", 1)  # other cameras than ours may be without; the prior says when it sees them
+    if views > prior.views > 1:
+        raise ValueError(f"prior {name} sees {prior.views} views together, got --cameras.views {views}")

@@ -72,7 +72,7 @@ class Explore:
     halving: bool = False  # whether all are judged after each step, and only the better half walks on
     views: int = 0  # views of a group that are judged, others in each update, the same for all its candidates; 0 = all
     fast: bool = True  # whether the prior's cheaper decoder shows them, if it has one
-    chunk: int = 0  # rows per evaluation of the network and per decoding, to save memory; 0 = all
+    chunk: int = 0  # rows per evaluation of the network, to save memory; prior.rows is for decoding; 0 = all
 
     def __post_init__(self) -> None:
         if min(self.candidates, self.steps, self.every) < 1 or min(self.first, self.chunk, self.views) < 0:
