@@ -196,7 +196,7 @@ def test_a_prediction_stands_for_the_clean_cube_of_the_network(folders, kind):
     with torch.no_grad():
         eps = model.predict(x, t, cond)
         x0 = x0_from_eps(model.schedule, x, eps, t)
-        model.guidance = 1.0
+        model.guidance = 1.5
         plain = model.clean(x, model.schedule.index(t).float(), cond)
         own = model.network.architecture
         null = CubeCond(
@@ -254,7 +254,7 @@ def test_rows_do_not_mix(folders, kind):
 def test_pictures_are_sampled_by_the_published_sampler_unless_asked_otherwise(folders, kind):
     made = {}
     for sampler in ("published", "ancestral"):
-        model = load(folders, kind, sampler=sampler, steps=3)
+        model = load(folders, kind, sampler=sampler, steps=3, guidance=1.0)
         rng = Streams.batch(0, 0, 0, 2)
         times = sampling_times(model)
         with torch.no_grad():
