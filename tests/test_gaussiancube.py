@@ -196,7 +196,7 @@ def test_a_prediction_stands_for_the_clean_cube_of_the_network(folders, kind):
     with torch.no_grad():
         eps = model.predict(x, t, cond)
         x0 = x0_from_eps(model.schedule, x, eps, t)
-        model.guidance = 1.5
+        model.guidance = 1.0
         plain = model.clean(x, model.schedule.index(t).float(), cond)
         own = model.network.architecture
         null = CubeCond(
