@@ -15,9 +15,11 @@ from PIL import Image
 from test_optimize_command import OPTIMIZE
 from test_score_command import REWARDS
 
+from align3d import registry, rewards
 from align3d.cli import main
 from align3d.evaluate import evaluation_cameras
 from align3d.files import locked
+from align3d.judged import marks
 from align3d.judged.marks import SCORES, Book, batches
 from align3d.scenes.nerf.files import write_nerf
 from align3d.scenes.nerf.nerf import Nerf
@@ -140,6 +142,19 @@ def test_what_has_changed_is_judged_again(here, capsys):
     assert main([*SCORE, *COUNT]) == 0
     shift = [a["rewards"]["counting:counted"] for a in table()["prompts"]]
     assert min(shift) > 1, "the reward's own file was edited"
+
+
+def test_another_version_of_the_package_judges_again(here, capsys, monkeypatch):
+    assert main([*SCORE, *COUNT, "jpeg-compress"]) == 0, capsys.readouterr().err
+    first, lines = table(), Path("out", SCORES).read_text().count("\n")
+    jpeg = registry.load(rewards.REWARDS, "jpeg-compress")
+    monkeypatch.setattr(jpeg, "__call__", lambda self, views, prompts: torch.full(views.rgb.shape[:2], 5.0))
+    assert main([*SCORE, *COUNT, "jpeg-compress"]) == 0
+    assert table() == first and Path("out", SCORES).read_text().count("\n") == lines
+    monkeypatch.setattr(marks, "__version__", "0.0.0")
+    assert main([*SCORE, *COUNT, "jpeg-compress"]) == 0
+    assert {row["rewards"]["jpeg-compress"] for row in table()["prompts"]} == {5.0}
+    assert Path("out", SCORES).read_text().count("\n") == 2 * lines
 
 
 def test_a_book_forgets_what_is_damaged(tmp_path):

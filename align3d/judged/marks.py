@@ -4,8 +4,8 @@
     OUT/pictures/*.webp         small pictures for the page
 
 A line is kept under a digest of all that its numbers depend on: the contents of the files, the prompt, the reward with
-its options (and the source, of one from outside this package), the cameras. So whatever is added or changed between two
-starts, no more than that is judged anew.
+its options (and the source, of one from outside this package), the version of this package, the cameras. So whatever is
+added or changed between two starts, no more than that is judged anew.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align3d import __version__
 from align3d.files import atomic_write, replacing, writing
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def told(judges: Judges, label: str) -> list[Any]:
     """What the numbers of a reward depend on."""
     reward = judges.rewards[label]
     terms = [term.reward for term in getattr(reward, "terms", {}).values()]
-    return [dict(judges.about[label]), *(source(one) for one in terms or [reward])]
+    return [__version__, dict(judges.about[label]), *(source(one) for one in terms or [reward])]
 
 
 def source(reward: Reward) -> str | None:
