@@ -46,7 +46,7 @@ class Shown:
 class Trainable(Protocol):
     """A scene that trains, an nn.Module: scenes.splats.Splats, scenes.nerf.nerf.Nerf.
 
-    Members that may be missing: refine and growing, as of Subject.
+    Members that may be missing: refine, growing and tally, as of Subject.
     """
 
     def rates(self) -> dict[str, float]:
@@ -103,14 +103,14 @@ class Distilled:
         """The scene's parameters whose rows come and go, with the most rows that they may have."""
         return {f"scene.{name}": most for name, most in getattr(self.trained, "growing", {}).items()}
 
-    def refine(
-        self, rng: Streams, average: Callable[[Tensor], Tensor]
-    ) -> tuple[dict[str, Int[Tensor, "_"]], dict[str, float]]:
-        """Let the scene change its rows after an update; see Subject."""
-        if not hasattr(self.trained, "refine"):
-            return {}, {}
-        sources, numbers = self.trained.refine(rng, average)
-        return {f"scene.{name}": source for name, source in sources.items()}, numbers
+    def refine(self, rng: Streams, ramp: float) -> dict[str, Int[Tensor, "_"]]:
+        """Let the scene change its rows between two updates; see Subject."""
+        sources = self.trained.refine(rng, ramp) if hasattr(self.trained, "refine") else {}
+        return {f"scene.{name}": source for name, source in sources.items()}
+
+    def tally(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Let the scene take in what it has shown in an update; see Subject."""
+        return self.trained.tally(average) if hasattr(self.trained, "tally") else {}
 
     def look(self, rng: Streams) -> Look:
         """What a group of views for each stream shows."""

@@ -180,15 +180,11 @@ class Trainer:
         self.state.reward.update(self.memory.numbers)
         return {f"{TERM}{name}": mean for name, mean in means.items()}
 
-    def refine(self, update: int) -> dict[str, float]:
-        """Let a scene become more and fewer parts, all processes alike; what to log of it."""
-        from align3d import distributed
-
-        if not hasattr(self.model, "refine"):
-            return {}
-        sources, numbers = self.model.refine(Streams.batch(self.loop.seed, update, 0, 0), distributed.average)
-        self.state.follow(sources)
-        return numbers
+    def refine(self, update: int) -> None:
+        """Let a scene become more and fewer parts before an update, all processes alike; after the last, none does."""
+        if update and hasattr(self.model, "refine"):
+            rng = Streams.batch(self.loop.seed, update, 0, 0)
+            self.state.follow(self.model.refine(rng, self.loop.ramp(update)))
 
     def update(self, update: int) -> dict[str, Any]:
         """As `learn`; if something in it is not finite, the error says in which update."""
@@ -214,6 +210,7 @@ class Trainer:
         for group in self.state.optimizer.param_groups:
             group["lr"] = group["rate"] * self.loop.ramp(update)
         self.state.optimizer.zero_grad(set_to_none=True)
+        self.refine(update)
         rollouts = [self.rollout(update, part) for part in range(self.loop.accumulate)]
         seen: dict[str, list[float]] = defaultdict(list)
         lists: dict[str, list[Any]] = defaultdict(list)
@@ -229,7 +226,9 @@ class Trainer:
                 f"method {type(self.method).__name__} gave no loss with update=True in update {update + 1}"
             )
         means = {name: distributed.TOTALS.get(name, distributed.mean)(values) for name, values in seen.items()}
-        numbers = means | self.settle() | self.refine(update)
+        numbers = means | self.settle()
+        if hasattr(self.model, "tally"):
+            numbers |= self.model.tally(distributed.average)
         spent = self.split.take()  # waits for a GPU, so before the clock is read
         first = {"seconds": time.perf_counter() - begun} | spent
         if update == 0:

@@ -226,10 +226,12 @@ class Subject(Protocol):
     - phi(x, t, cond, cameras): a second `predict`, with an adapter of its own that variational distillation trains on
       what the scene shows. None or missing: it cannot be had. Gradient: to its parameters, which `adapter` has too.
     - source(rng, look): constant latents of what is edited, as it was, seen as in a look. None or missing: nothing is.
-    - refine(rng, average): changes parameters after an update, their rows too. `rng` is shared by all processes, and
-      `average` gives a tensor's mean over them. Returns, by parameter, which row each of its rows was before, negative
-      for new ones, so that the optimiser follows; and numbers to log. It comes with growing: by parameter, the most
-      rows that it may come to have; those in it have as many at any time.
+    - refine(rng, ramp): changes parameters between two updates, their rows too. `rng` is of the second, and shared by
+      all processes, `ramp` its share of the learning rates. Returns, by parameter, which row each of its rows was
+      before, negative for new ones, so that the optimiser follows. It comes with growing: by parameter, the most rows
+      that it may come to have; those in it have as many at any time.
+    - tally(average): takes in what an update has shown, before a checkpoint is made of it; `average` gives a tensor's
+      mean over all processes. Returns numbers to log.
     """
 
     schedule: Any  # of the prior, as of BaseModel

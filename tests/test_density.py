@@ -157,11 +157,36 @@ def test_faint_and_large_ones_go():
 
 
 def test_opacities_are_cut_now_and_then():
-    density, before = CloneSplit(reset=10, faint=0.05).sized(N), rows()
+    density, before = CloneSplit(reset=10, faint=0.05, last=20).sized(N), rows()
     after = density.refine(before, 10, NOW, 1e-3)
     assert after.forget == ("logit_opacities",) and torch.equal(after.source, before.source)
     torch.testing.assert_close(after.opacities, before.opacities.clamp(max=0.1))
     assert density.refine(before, 11, NOW, 1e-3) is before
+    assert density.refine(before, 20, NOW, 1e-3).forget and density.refine(before, 30, NOW, 1e-3) is before
+
+
+def test_what_is_doubled_is_not_dropped_at_once():
+    """Clones share their opacity: where that would leave them below `faint`, there are none."""
+    before, faint = rows(2000), 0.3
+    before.values["log_scales"].fill_(-4.0)
+    pulled = replace(before, pull=torch.ones(2000))
+    after = CloneSplit(grow=0.5, faint=faint, size=1.0).sized(2000).refine(pulled, 25, NOW, 1e-3)
+    bright, sound = before.opacities >= 1 - (1 - faint) ** 2, before.opacities >= faint
+    assert int((sound & ~bright).sum()) > 100, "some are neither dropped nor doubled"
+    assert torch.equal(after.source[after.source != NEW], sound.nonzero()[:, 0])
+    assert int((after.source == NEW).sum()) == pytest.approx(int(bright.sum()), abs=3)
+    assert after.opacities.min() >= faint
+    halves = CloneSplit(grow=0.5, faint=faint, size=1e-6).sized(2000).refine(pulled, 25, NOW, 1e-3)
+    assert len(halves) == pytest.approx(2 * int(sound.sum()), abs=6), "they keep their opacity"
+    one = CloneSplit(grow=0.5, faint=faint, size=1.0, most=2001).refine(pulled, 25, NOW, 1e-3)
+    assert int((one.source == NEW).sum()) == 1, "faint ones take no room"
+
+
+@pytest.mark.parametrize(("num", "more", "found"), [(10, 1.05, 11), (1, 1.01, 2), (40, 1.05, 42), (10, 1.0, 10)])
+def test_growth_of_less_than_one_is_one(num, more, found):
+    before = rows(num)
+    before.values["logit_opacities"].fill_(1.0)
+    assert len(MCMC(more=more, noise=0.0).sized(num).refine(before, 25, NOW, 1e-3)) == found
 
 
 @pytest.mark.parametrize("most", [N, N + 3, 1000])
@@ -265,7 +290,9 @@ def test_same_stream_same_bits(name):
         (CloneSplit, {"grow": float("nan")}, "grow must be 0 to 1e.06, got nan"),
         (CloneSplit, {"shrink": 1.0}, "shrink must be 1.01 to 100, got 1.0"),
         (CloneSplit, {"faint": 0.7}, "faint must be 0 to 0.5, got 0.7"),
-        (CloneSplit, {"reset": 10, "faint": 0.0}, "reset must be 0 or more updates, and wants a `faint` above 0"),
+        (CloneSplit, {"reset": 10, "last": 20, "faint": 0.0}, "wants a `faint` above 0 and below 0.5; got 10 and 0.0"),
+        (CloneSplit, {"reset": 10, "last": 20, "faint": 0.5}, "wants a `faint` above 0 and below 0.5; got 10 and 0.5"),
+        (CloneSplit, {"reset": 10}, "scene.density.reset 10 wants a `last`"),
         (MCMC, {"more": 0.9}, "more must be 1 to 10, got 0.9"),
         (MCMC, {"noise": -1.0}, "noise must be 0 to 1e.09, got -1.0"),
     ],

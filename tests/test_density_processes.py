@@ -40,7 +40,7 @@ def process(root: Path, rank: int, world: int) -> None:
     for kind, density in KINDS.items():
         whole = made(density, loop)
         out = root / f"{kind}-{world}"
-        made(density, replace(loop, updates=3), out=out)
+        made(density, replace(loop, updates=4), out=out)  # a change is due then
         parts = made(density, loop, out=out, resume=True)
         torch.save([whole, parts], root / f"{kind}-{world}-{rank}.pt")
 

@@ -28,7 +28,7 @@ LOOP = Loop(updates=11, batch_size=2, learning_rate=0.01, betas=(0.9, 0.99), eps
 LOOP = replace(LOOP, max_grad_norm=0.0, checkpoint_every=3)
 FAIR = SDS(guidance=1.0, t_max=(0.98, 0.3), anneal=40)
 KINDS = {
-    "default": CloneSplit(every=4, first=4, grow=1.2, size=0.05, faint=0.09, reset=10),
+    "default": CloneSplit(every=4, first=4, grow=1.2, size=0.05, faint=0.09, reset=10, last=10),
     "mcmc": MCMC(every=4, first=4, more=1.2, faint=0.09, most=80),
 }
 
@@ -62,7 +62,7 @@ def started(density):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_optimiser_follows_row_by_row(kind):
     one, run = started(KINDS[kind])
-    for update in range(3):
+    for update in range(4):
         assert run.learn(update)["gaussians"] == 64
     seen = []
     original = one.trained.take
@@ -76,10 +76,10 @@ def test_the_optimiser_follows_row_by_row(kind):
         return original(before, after)
 
     one.trained.take = spied
-    row = run.learn(3)
+    run.refine(4)
     _, after, moments, ema = seen[0]
     kept = after.source >= 0
-    assert row["gaussians"] == len(one.trained) == len(after) != 64 and 0 < int(kept.sum()) < len(after)
+    assert len(one.trained) == len(after) != 64 and 0 < int(kept.sum()) < len(after)
     gone = set(range(64)) - set(after.source.tolist())
     assert gone, "some are pruned, or have become others"
     for name in NAMES:
@@ -95,7 +95,7 @@ def test_the_optimiser_follows_row_by_row(kind):
         assert torch.equal(mean[kept], ema[name][after.source[kept]])
         assert torch.equal(mean[~kept], parameter.detach()[~kept])
     assert all((tally == 0).all() for name, tally in one.trained.named_parameters() if name in ("pulled", "seen"))
-    run.learn(4)
+    assert run.learn(5)["gaussians"] == len(one.trained)
     assert all(torch.isfinite(p).all() for p in one.trained.parameters())
 
 
@@ -113,14 +113,15 @@ def test_every_sample_has_a_gradient_after_a_change(kind):
             assert int((grad.reshape(len(grad), -1) != 0).any(1).sum()) > len(grad) / 2, name
 
 
+@pytest.mark.parametrize("first", [6, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_goes_on_to_the_same_bits_across_changes(tmp_path, kind):
-    """It stops between two changes, with what was summed up in between, and at another number of Gaussians."""
+def test_a_run_goes_on_to_the_same_bits_across_changes(tmp_path, kind, first):
+    """It stops between two changes, or just before one, with what was summed up, and at another number of Gaussians."""
     loop = replace(LOOP, ema=0.8)
     whole = subject(KINDS[kind])
     trained(whole, loop, out=tmp_path / "whole")
     parts = subject(KINDS[kind])
-    trained(parts, replace(loop, updates=6), out=tmp_path / "parts")
+    trained(parts, replace(loop, updates=first), out=tmp_path / "parts")
     assert len(parts.trained) != 64
     again = subject(KINDS[kind])
     trained(again, loop, out=tmp_path / "parts", resume=True)
@@ -133,6 +134,53 @@ def test_a_run_goes_on_to_the_same_bits_across_changes(tmp_path, kind):
     other = subject(KINDS[kind])
     trained(other, replace(loop, seed=1))
     assert not same(whole, other)
+
+
+@pytest.mark.parametrize(
+    ("density", "idle"),
+    [
+        (CloneSplit(every=4, first=4, grow=1.2, faint=0.3), CloneSplit(first=10**6)),
+        (CloneSplit(first=10**6, reset=4, last=4), CloneSplit(first=10**6)),
+        (MCMC(every=4, first=4, more=1.2, noise=0.0), MCMC(first=10**6, noise=0.0)),
+        (MCMC(every=4, first=4, more=1.2, faint=0.3, noise=0.0), MCMC(first=10**6, noise=0.0)),
+    ],
+)
+def test_nothing_happens_that_no_update_follows(tmp_path, density, idle):
+    """The scene that a run ends in is the one that its last update has made; a longer run has the change."""
+    loop, quiet = replace(LOOP, updates=4), subject(idle)
+    trained(quiet, loop)
+    one = subject(density)
+    rows = trained(one, loop, out=tmp_path / "run")
+    assert same(one, quiet) and rows[-1]["gaussians"] == 64
+    longer, whole = subject(density), subject(density)
+    trained(longer, replace(loop, updates=5), out=tmp_path / "run", resume=True)
+    trained(whole, replace(loop, updates=5))
+    trained(quiet, replace(loop, updates=5))
+    assert same(longer, whole) and not same(longer, quiet)
+
+
+def test_noise_comes_between_updates_and_follows_the_learning_rate(monkeypatch):
+    seen, original = [], MCMC.refine
+
+    def spied(self, rows, done, rng, rate):
+        seen.append((done, rng.step, rate))
+        return original(self, rows, done, rng, rate)
+
+    monkeypatch.setattr(MCMC, "refine", spied)
+    one, quiet = subject(MCMC(noise=1e6)), subject(MCMC(noise=0.0))
+    trained(one, replace(LOOP, updates=1))
+    trained(quiet, replace(LOOP, updates=1))
+    assert not seen and same(one, quiet)
+    trained(one, replace(LOOP, updates=5, warmup=4))
+    assert seen == [(n, n, pytest.approx(1e-3 * rate)) for n, rate in ((1, 0.5), (2, 0.75), (3, 1.0), (4, 1.0))]
+    steps = []
+    for ramp in (0.1, 1.0):
+        scene = Splats(ball(64, generator=torch.Generator().manual_seed(0)), MCMC(noise=1e6, faint=0.2))
+        before = scene.means.detach().clone()
+        scene.refine(Streams.batch(0, 1, 0, 0), ramp)
+        steps.append(scene.means.detach() - before)
+    torch.testing.assert_close(10 * steps[0], steps[1], rtol=1e-3, atol=1e-6)
+    assert steps[1].abs().max() > 1e-3
 
 
 def test_two_batches_are_one():
@@ -151,14 +199,14 @@ def test_pulls_are_those_of_the_rasteriser():
     cameras = RING(Streams.batch(0, 0, 0, 2))
     rgb, _ = one.trained.shown(cameras, Streams.batch(0, 0, 0, 2), (1.0, 1.0, 1.0))
     rgb.square().sum().backward()
-    one.refine(Streams.batch(0, 0, 0, 0), lambda x: x)
+    one.tally(lambda x: x)
     leaf = torch.zeros(2, 3, 64, 2, requires_grad=True)
     one.trained(2).render(cameras, ("rgb",), (1.0, 1.0, 1.0), shift=leaf).rgb.square().sum().backward()
     pull = (leaf.grad * 6).norm(dim=-1)
     torch.testing.assert_close(one.trained.pulled.detach(), pull.sum((0, 1)))
     assert torch.equal(one.trained.seen.detach(), (pull > 0).float().sum((0, 1))) and one.trained.seen.max() == 6
     one.look(Streams.batch(0, 1, 0, 2)).latents.sum().backward()
-    one.refine(Streams.batch(0, 1, 0, 0), lambda x: 0 * x)
+    one.tally(lambda x: 0 * x)
     torch.testing.assert_close(one.trained.pulled.detach(), pull.sum((0, 1)))  # the mean over all processes counts
 
 

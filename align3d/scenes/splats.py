@@ -109,32 +109,39 @@ class Splats(nn.Module):
         shift.register_post_accumulate_grad_hook(tell)
         return shift
 
-    def refine(
-        self, rng: Streams, average: Callable[[Tensor], Tensor]
-    ) -> tuple[dict[str, Int[Tensor, "_"]], dict[str, float]]:
-        """Become more and fewer after an update, as `density` has it.
+    def tally(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Sum up how hard the views of an update have pulled.
 
         Args:
-            rng: Of the update, shared by all processes.
             average: A tensor's mean over all processes.
 
         Returns:
-            By parameter, which row each of its rows was before, negative for new ones; none where no row has moved. And
-            numbers to be logged.
+            Numbers to be logged.
         """
-        if not self.density.changes:
-            return {}, {}
-        pull = None
-        with torch.no_grad():
-            if self.density.watches:
-                new = self.means.new_zeros(2, len(self)) if self.fresh is None else self.fresh
-                new, self.fresh = average(new), None
+        if self.density.watches:
+            new = self.means.new_zeros(2, len(self)) if self.fresh is None else self.fresh
+            new, self.fresh = average(new), None
+            with torch.no_grad():
                 self.pulled += new[0]
                 self.seen += new[1]
-                pull = self.pulled / self.seen.clamp_min(1e-12)
+        return {"gaussians": float(len(self))} if self.density.changes else {}
+
+    def refine(self, rng: Streams, ramp: float) -> dict[str, Int[Tensor, "_"]]:
+        """Become more and fewer before an update, as `density` has it.
+
+        Args:
+            rng: Of the update that follows, shared by all processes.
+            ramp: Its share of the learning rates.
+
+        Returns:
+            By parameter, which row each of its rows was before, negative for new ones; none where no row has moved.
+        """
+        if not self.density.changes:
+            return {}
+        with torch.no_grad():
+            pull = self.pulled / self.seen.clamp_min(1e-12) if self.density.watches else None
             before = Rows.of(self.values(), pull)
-            after = self.density.refine(before, rng.step + 1, rng, self.rates()["means"])
-            return self.take(before, after), {"gaussians": float(len(self))}
+            return self.take(before, self.density.refine(before, rng.step, rng, ramp * self.rates()["means"]))
 
     def take(self, before: Rows, after: Rows) -> dict[str, Int[Tensor, "_"]]:
         """Become what `density` has made; the sources of the rows, by parameter."""

@@ -1,7 +1,7 @@
 """How the Gaussians of a scene that is optimised become more and fewer: one file for each way.
 
-A way is a frozen dataclass, a `density.base.Density`. It is asked after every update, sees the Gaussians and how much
-the views have pulled at each of them, and says what becomes of them; it keeps nothing itself.
+A way is a frozen dataclass, a `density.base.Density`. It is asked between any two updates, sees the Gaussians and how
+much the views have pulled at each of them, and says what becomes of them; it keeps nothing itself.
 """
 
 DENSITIES = {

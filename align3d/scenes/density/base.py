@@ -24,15 +24,15 @@ class Density:
     changes: ClassVar[bool] = False  # whether it does anything
 
     def refine(self, rows: Rows, done: int, rng: Streams, rate: float) -> Rows:
-        """What becomes of the Gaussians after an update.
+        """What becomes of the Gaussians between two updates.
 
         Of a density that `sized` has made.
 
         Args:
             rows: The Gaussians, and what pulled at them since the last change.
             done: Updates done.
-            rng: Of the update, shared by all processes.
-            rate: Learning rate of the means.
+            rng: Of the next update, shared by all processes.
+            rate: Learning rate of the means in it.
 
         Returns:
             The same object if all stays as it is.

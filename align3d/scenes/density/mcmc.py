@@ -31,7 +31,7 @@ class MCMC(Refining):
 
     faint: float = 0.01  # opacity up to which a Gaussian is dead, and moves to a live one
     more: float = 1.05  # times as many Gaussians after each change, up to `most`
-    noise: float = 5e4  # of the places in each update, times their learning rate and the covariance; 0 = none
+    noise: float = 5e4  # of the places before each update, times their learning rate and the covariance; 0 = none
     opacity: float = 0.0  # weight of the mean opacity in the loss, so that Gaussians die that nothing needs
     scale: float = 0.0  # weight of the mean scale
 
@@ -69,7 +69,8 @@ class MCMC(Refining):
 
     def added(self, rows: Rows, generator: torch.Generator) -> Rows:
         """With new Gaussians in the places of others, drawn by their opacity, which share their light."""
-        num = min(self.most, int(self.more * len(rows))) - len(rows)
+        least = len(rows) + (self.more > 1)  # 1.05 times 10 are 11
+        num = min(self.most, max(least, int(self.more * len(rows)))) - len(rows)
         if num <= 0:
             return rows
         _, host = self.hosts(rows.opacities, num, generator)
