@@ -131,7 +131,7 @@ def test_train_and_optimize_point_to_each_other(here, capsys):
 def test_a_reward_that_fails_on_the_way_leaves_the_last_good_state(here, capsys):
     Path("late.py").write_text(
         "calls = []\n"
-        "def late(views, prompts):\n"
+        "def gone(views, prompts):\n"
         "    calls.append(1)\n"
         "    value = views.rgb.mean((-3, -2, -1))\n"
         "    return value * float('nan') if len(calls) > 3 else value\n"
@@ -222,6 +222,41 @@ def test_what_is_finished_is_of_the_same_configuration(here, capsys):
     assert main([*one, "--method", "nfsd"]) == 2
     shown = capsys.readouterr()
     assert "finished before" not in shown.out and "another configuration: method.name was 'sds'" in shown.err
+
+
+def test_a_run_that_died_before_its_scene_was_written_is_not_finished(here, capsys):
+    one = [*MANY, "--updates", "1"]
+    assert main(one) == 0, capsys.readouterr().err
+    made = Path("run/000-a-red-cube")
+    for name in ("scene.ply", "done.json"):  # the latter is written last
+        (made / name).unlink()
+    capsys.readouterr()
+    assert main(one) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.count("finished before") == 1 and (made / "scene.ply").is_file()
+
+
+def test_a_reward_that_gives_up_leaves_the_scene_as_it_is(here, capsys):
+    Path("gone.py").write_text(
+        "asked = []\n"
+        "def gone(views, prompts):\n"
+        "    asked.append(1)\n"
+        "    if len(asked) > 4:\n"
+        "        raise RuntimeError('the endpoint went away')\n"
+        "    return views.rgb.mean((-3, -2, -1))\n"
+    )
+    args = [*OPTIMIZE, *CHOOSE, "--updates", "9", "--loop.checkpoint-every", "1", "--reward", "gone:gone"]
+    assert main(args) != 0
+    assert "the endpoint went away" in capsys.readouterr().err and 0 < len(rows()) < 9
+    scene = Path("run/scene.ply").read_bytes()
+    assert main([*args, "--resume"]) != 0, "it is still away"
+    assert Path("run/scene.ply").read_bytes() == scene, "and nothing was learnt, so nothing is written"
+    assert "finished" not in capsys.readouterr().out and not Path("run/done.json").exists()
+
+
+def test_absurd_sizes_are_refused(here, capsys):
+    said = refused(capsys, [*OPTIMIZE, "--weighting", "best", "--candidates", "1000000000"])
+    assert "candidates and steps must be at most 1000, got 1000000000 and 1" in said
+    assert "characters, at most" in refused(capsys, [*OPTIMIZE, "--prompt", "a" * 100_000])
 
 
 def test_bridge_begins_its_second_stage_halfway(here, capsys):

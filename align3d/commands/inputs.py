@@ -61,7 +61,11 @@ def gather(given: Sequence[str], file: Path | None) -> list[str]:
         raise ValueError('no prompts; give --prompt "a red chair" or --prompts FILE')
     if any(not prompt.strip() for prompt in given):
         raise ValueError("got an empty --prompt; give some words")
-    return [*given, *(read_prompts(file) if file is not None else [])]
+    from align3d.models.text import check_lengths
+
+    prompts = [*given, *(read_prompts(file) if file is not None else [])]
+    check_lengths(prompts)
+    return prompts
 
 
 def choose_prompts(prompts: list[str], above: float | None, rewards: Path | None, flag: str) -> list[str]:

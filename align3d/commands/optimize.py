@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from align3d.commands.parts import load_part
 from align3d.commands.recipe import of_recipe, recorded
 from align3d.commands.train import report
 from align3d.config import described, of_reward
-from align3d.files import read_json
+from align3d.files import atomic_write, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ LOOP = {  # as the published runs have it, but for their length
 }
 
 
+DONE = "done.json"  # written last, when a run has made all of its updates
 GUIDANCE = {"embedded": 5.0}  # of SDS with a prior that has been tried with less than the published 100
 USUAL = {"prior": "embedded", "method": "sds", "scene": "gaussians", "reward": "clip-tiny", "cameras": "ring"}
 
@@ -133,15 +135,19 @@ def planned(options: Optimize) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: If there is no such file of prompts.
-        ValueError: If there is not one prompt, or a file of them.
+        ValueError: If there is not one prompt, or a file of them, or one is too long.
     """
+    from align3d.models.text import check_lengths
+
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError("give --prompt TEXT or --prompts FILE, and not both")
     if options.prompt is not None:
         if not options.prompt.strip():
             raise ValueError("got an empty --prompt; give some words")
+        check_lengths([options.prompt])
         return {options.prompt: options.out}
     prompts = list(dict.fromkeys(read_prompts(options.prompts)))
+    check_lengths(prompts)
     return {prompt: options.out / f"{i:03}-{slug(prompt)}" for i, prompt in enumerate(prompts)}
 
 
@@ -172,7 +178,6 @@ class Work:
     def make(self, prompt: str, out: Path, resume: bool, teacher: Prior) -> str:
         """Optimise one scene, or go on; says how it went."""
         from align3d.film import Filming
-        from align3d.interrupts import Terminated
         from align3d.loop import fit
         from align3d.previews import Previews
         from align3d.starts import Stage
@@ -188,14 +193,15 @@ class Work:
         shown = {name: term.reward for name, term in terms.items()} or {self.names["reward"]: reward}
         filming = Filming(self.film, out, None if self.loop.minutes else self.loop.updates, background)
         hooks = [Previews(out, prompt, shown, self.loop.seed, background), filming, lambda done, model: report(out)]
-        arguments = (subject, self.method, self.score, [prompt], self.loop)
+        arguments, before = (subject, self.method, self.score, [prompt], self.loop), written(out)
         try:
             rows = fit(*arguments, out=out, config={"prompt": prompt, **self.config}, resume=resume, hooks=hooks)
-        except (KeyboardInterrupt, Terminated, FloatingPointError):  # the scene is as the last good update left it
-            if (out / "metrics.jsonl").exists():  # else there is no run yet
-                ended(out, subject, filming)
+        except BaseException:
+            if written(out) != before:  # else nothing was learnt, and what there is already is of an earlier start
+                rescue(out, subject, filming)  # the scene is as the last good update left it
             raise
         file = ended(out, subject, filming)
+        atomic_write(out / DONE, json.dumps({"step": rows[-1]["step"], "scene": file.name}) + "\n")
         return f"{rows[-1]['step']} updates done: {file}, open {out / 'report.html'}"
 
     def finished(self, prompt: str, out: Path) -> bool:
@@ -206,12 +212,26 @@ class Work:
         """
         from align3d import checkpoint, distributed
 
-        newest = checkpoint.latest(out)
-        if newest is None or checkpoint.step_of(newest) < self.loop.updates or not (out / "report.html").is_file():
+        done = read_json(out / DONE).get("step", 0) if (out / DONE).is_file() else 0
+        if not isinstance(done, int) or done < self.loop.updates:
             return False
         wanted = checkpoint.record({"prompt": prompt, **self.config}, [prompt], distributed.world())
         checkpoint.compare(out, read_json(out / "config.json"), wanted)
         return True
+
+
+def written(out: Path) -> int:
+    """How much a run has told of its updates, bytes."""
+    path = out / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def rescue(out: Path, subject: Any, filming: Filming) -> None:
+    """Write what a run ends in after a failure, or say why that fails too."""
+    try:
+        ended(out, subject, filming)
+    except Exception as error:
+        print(f"align3d: the scene could not be written either: {error}", file=sys.stderr)
 
 
 def ended(out: Path, subject: Any, filming: Filming) -> Path:

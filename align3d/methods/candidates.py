@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from align3d.rng import Streams
 
 
+MOST = 1000  # candidates, and steps: all of them are in memory together
+
+
 @dataclass(frozen=True)
 class Noised:
     """R noisy latents, and what the prior says of them without guidance."""
@@ -79,6 +82,10 @@ class Explore:
             raise ValueError(
                 f"explore: candidates, steps and every must be 1 or more, first, views and chunk 0 or more, got "
                 f"{self.candidates}, {self.steps}, {self.every}, {self.first}, {self.views} and {self.chunk}"
+            )
+        if max(self.candidates, self.steps) > MOST:
+            raise ValueError(
+                f"explore: candidates and steps must be at most {MOST}, got {self.candidates} and {self.steps}"
             )
         if not 0 <= self.guidance <= 1e4:
             raise ValueError(f"explore: guidance must be 0 to 1e4, got {self.guidance}")
