@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from align3d.files import atomic_write, replacing
 from align3d.rng import Streams
 from align3d.scenes.cameras import to_device
 from align3d.subjects import Distilled, Shown
@@ -112,16 +114,18 @@ class LatentPictures(Distilled):
     def files(self) -> dict[str, Callable[[Path], None]]:
         """The views, each a picture, and the latents."""
         from PIL import Image
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from align3d.scenes.pictures import to_uint8
 
         pictures = to_uint8(self.scene().rgb[0])
         names = ["picture.png"] if len(pictures) == 1 else [f"picture-{i}.png" for i in range(len(pictures))]
 
-        def drawn(i: int) -> Callable[[Path], None]:
-            return lambda path: Image.fromarray(pictures[i]).save(path, format="PNG")
+        def draw(i: int, path: Path) -> None:
+            with replacing(path) as temporary:
+                Image.fromarray(pictures[i]).save(temporary, format="PNG")
 
-        found: dict[str, Callable[[Path], None]] = {name: drawn(i) for i, name in enumerate(names)}
-        latents = {"latents": self.trained.latents.detach().cpu().contiguous()}
-        return found | {"latents.safetensors": lambda path: save_file(latents, path)}
+        def keep(path: Path) -> None:
+            atomic_write(path, save({"latents": self.trained.latents.detach().cpu().contiguous()}))
+
+        return {name: partial(draw, i) for i, name in enumerate(names)} | {"latents.safetensors": keep}

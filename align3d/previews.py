@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from align3d.files import replacing
 from align3d.samples import drawing
 
 if TYPE_CHECKING:
@@ -83,6 +82,5 @@ def finish(out: Path, subject: Any, background: tuple[float, float, float] = (1.
             pictures = {}
         files = subject.files() | pictures
         for name, write in files.items():
-            with replacing(out / name) as path:
-                write(path)
+            write(out / name)
     return out / next(iter(files))

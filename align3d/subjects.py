@@ -64,7 +64,10 @@ class Trainable(Protocol):
         ...
 
     def files(self) -> dict[str, Callable[[Path], None]]:
-        """The files that it ends in, by name, each with what writes it; the first is read again to go on from."""
+        """The files that it ends in, by name, each with what writes it there, whole or not at all.
+
+        The first is read again to go on from.
+        """
         ...
 
 

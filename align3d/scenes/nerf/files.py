@@ -143,7 +143,7 @@ def meshes(nerf: Nerf) -> dict[str, Callable[[Path], None]]:
     if nerf.texture:
         try:
             packed = texture.files(texture.textured(mesh, colors(nerf), nerf.texture))
-            return {name: lambda path, data=data: path.write_bytes(data) for name, data in packed.items()}
+            return {name: lambda path, data=data: atomic_write(path, data) for name, data in packed.items()}
         except ModuleNotFoundError as error:
             lacking = LACKING.format(error.name, "texture")
             print(f"align3d: warning: the mesh has colours at its vertices alone: {lacking}", file=sys.stderr)
