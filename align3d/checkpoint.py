@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MAY_CHANGE = (  # without changing an update, but for its last digits where memory is saved
     *("loop.updates", "loop.minutes", "loop.checkpoint_every", "loop.keep", "loop.sample_every"),
     *("method.explore.chunk", "prior.rows", "prior.recompute", "model.recompute"),
-    *("watch.stop_when", "watch.go_on", "film.frames", "film.size"),
+    *("watch.stop_when", "watch.go_on", "film.frames", "film.size", "scene.mesh", "scene.texture"),
 )
 NOT_COMPARED = ("out", "resume")  # where a run lies and how it was called is no part of what it computes
 SHOWN = 6  # differing fields, or tensors, that an error names before it says how many more

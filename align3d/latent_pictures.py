@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -112,18 +112,19 @@ class LatentPictures(Distilled):
         return Shown(self.prior.images(self.trained.latents), self.fixed, flat=True)
 
     def files(self) -> dict[str, Callable[[Path], None]]:
-        """The views, each a picture, and the latents."""
+        """The views, each a picture, and the latents; they are decoded when the first is written."""
         from PIL import Image
         from safetensors.torch import save
 
         from align3d.scenes.pictures import to_uint8
 
-        pictures = to_uint8(self.scene().rgb[0])
-        names = ["picture.png"] if len(pictures) == 1 else [f"picture-{i}.png" for i in range(len(pictures))]
+        decoded = cache(lambda: to_uint8(self.scene().rgb[0]))
+        views = self.trained.latents.shape[1]
+        names = ["picture.png"] if views == 1 else [f"picture-{i}.png" for i in range(views)]
 
         def draw(i: int, path: Path) -> None:
             with replacing(path) as temporary:
-                Image.fromarray(pictures[i]).save(temporary, format="PNG")
+                Image.fromarray(decoded()[i]).save(temporary, format="PNG")
 
         def keep(path: Path) -> None:
             atomic_write(path, save({"latents": self.trained.latents.detach().cpu().contiguous()}))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from align3d.files import WriteError
 from align3d.samples import drawing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from align3d.types import Reward
@@ -61,26 +63,46 @@ def seen(
 
 
 def finish(out: Path, subject: Any, background: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Path:
-    """Write the scene's own files, views.png and turntable.webp, each whole or not at all; the first of them.
+    """Write the scene's own files, then views.png and turntable.webp; the first of them.
+
+    The first one is the scene itself: it is written before anything is made for the others. One of those that cannot
+    be made is left out, and a line on standard error says so.
 
     Args:
         out: The run's folder.
         subject: What was optimised.
         background: RGB in [0, 1], of the pictures.
+
+    Raises:
+        ValueError: If the scene is broken.
+        WriteError: If the disk is full.
     """
     import torch
 
     from align3d.scenes.pictures import save_turntable, save_views, turntable
 
     with torch.no_grad():
+        (main, write), *others = subject.files().items()
+        write(out / main)
+        for name, write_other in others:
+            attempt(out / name, write_other)
         scene = subject.scene()
-        pictures = {
-            "views.png": lambda path: save_views(path, scene, background=background),
-            "turntable.webp": lambda path: save_turntable(path, turntable(scene, background=background)),
-        }
-        if getattr(scene, "flat", False):
-            pictures = {}
-        files = subject.files() | pictures
-        for name, write in files.items():
-            write(out / name)
-    return out / next(iter(files))
+        if not getattr(scene, "flat", False):
+            attempt(out / "views.png", lambda path: save_views(path, scene, background=background))
+            attempt(out / "turntable.webp", lambda path: save_turntable(path, turntable(scene, background=background)))
+    return out / main
+
+
+def attempt(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file that can be made again from the scene; if that fails, say so and go on.
+
+    Raises:
+        WriteError: If the disk is full.
+    """
+    try:
+        write(path)
+    except WriteError:
+        raise
+    except (MemoryError, RuntimeError, ValueError) as error:  # out of memory is one of the first two
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        print(f"align3d: {path.name} is not written: {why}; --resume tries again", file=sys.stderr)

@@ -66,7 +66,8 @@ class Trainable(Protocol):
     def files(self) -> dict[str, Callable[[Path], None]]:
         """The files that it ends in, by name, each with what writes it there, whole or not at all.
 
-        The first is read again to go on from.
+        The first is read again to go on from. What is more work is done when it is written, and may be written beside
+        the file, or left out with a line that says so.
         """
         ...
 

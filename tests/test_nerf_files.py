@@ -204,6 +204,42 @@ def test_without_the_packages_there_is_no_mesh_and_a_line_says_so(here, capsys, 
     assert Path("run/scene.safetensors").exists() and not Path("run/mesh.glb").exists()
 
 
+FAILURES = [(MemoryError, 0), (KeyboardInterrupt, 130), (RuntimeError("no\nroom"), 0)]
+
+
+@pytest.mark.parametrize(("error", "code"), FAILURES)
+def test_a_mesh_that_cannot_be_made_costs_nothing_else(here, capsys, monkeypatch, error, code):
+    def fails(*_):
+        assert read_nerf(Path("run/scene.safetensors")), "the scene is there before"
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("align3d.scenes.nerf.files.surface", fails)
+        patched.setitem(sys.modules, "trimesh", ModuleType("trimesh"))
+        assert main(OPTIMIZE) == code
+    said = capsys.readouterr().err.splitlines()
+    assert Path("run/scene.safetensors").is_file() and not Path("run/mesh.glb").exists()
+    if code:
+        return
+    reason = "no room" if isinstance(error, RuntimeError) else "MemoryError"
+    assert said[-1] == f"align3d: mesh.glb is not written: {reason}; --resume tries again"
+    assert all(Path("run", name).is_file() for name in ("views.png", "turntable.webp", "report.html"))
+
+
+def test_a_run_that_goes_on_may_have_another_mesh(here, capsys, monkeypatch):
+    found = {"mesh.glb": lambda path: path.write_text("a mesh")}
+    monkeypatch.setattr("align3d.scenes.nerf.files.meshes", lambda nerf: found)
+    assert main(OPTIMIZE) == 0, capsys.readouterr().err
+    again = [*OPTIMIZE, "--resume", "--scene.texture", "16"]
+    Path("run/mesh.png").touch()
+    assert main([*again, "--scene.mesh", "12"]) == 0, capsys.readouterr().err
+    assert Path("run/mesh.glb").is_file() and not Path("run/mesh.png").exists(), "it was the one before's"
+    assert main([*again, "--scene.mesh", "0"]) == 0, capsys.readouterr().err
+    config = json.loads(Path("run/config.json").read_text())["config"]
+    assert config["scene"]["mesh"] == 0 and config["scene"]["texture"] == 16
+    assert not Path("run/mesh.glb").exists()
+
+
 def test_cameras_are_chosen_by_name(here, capsys):
     lenses = ["--cameras", "lenses", "--cameras.size", "8", "12", "--cameras.grow", "1", "--scene.mesh", "0"]
     args = [arg for i, arg in enumerate(OPTIMIZE) if "--cameras.size" not in OPTIMIZE[max(0, i - 1) : i + 1]]

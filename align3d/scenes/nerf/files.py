@@ -33,6 +33,7 @@ SOLID = 25.0  # most density of a surface, per unit of the field, as published
 COARSE = 32  # cells along a side of the first look at where the surface is
 THIN = 1.0  # densities below this do not count for where the surface is
 FORMATS = ("mesh.glb", "mesh.obj")
+DRESS = ("mesh.mtl", "mesh.png")  # of a mesh with a picture on it
 LACKING = "{} is not installed; pip install 'align3d[mesh]', or give --scene.{} 0"
 
 
@@ -51,6 +52,13 @@ def write_nerf(path: Path, nerf: Nerf) -> None:
     options = {f: v for f, v in asdict(nerf.options).items() if f in NerfOptions.__dataclass_fields__}
     # One entry: safetensors writes several in an order that changes from file to file.
     atomic_write(path, save(tensors, metadata={KEY: json.dumps(options)}))
+
+
+def write_only(path: Path, nerf: Nerf) -> None:
+    """`write_nerf`; then there are no meshes beside it any more: they were of what was there before."""
+    write_nerf(path, nerf)
+    for name in (*FORMATS, *DRESS):
+        path.with_name(name).unlink(missing_ok=True)
 
 
 def read_nerf(path: Path) -> Nerf:
@@ -121,6 +129,12 @@ def fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is typing.Literal:
         return type(value) is str and value in typing.get_args(hint)
     return type(value) is int or (hint is float and type(value) is float)
+
+
+def write_meshes(path: Path, nerf: Nerf) -> None:
+    """Write `meshes` into the folder of `path`, each whole or not at all."""
+    for name, write in meshes(nerf).items():
+        write(path.with_name(name))
 
 
 def meshes(nerf: Nerf) -> dict[str, Callable[[Path], None]]:

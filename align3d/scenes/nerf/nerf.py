@@ -130,10 +130,11 @@ class Nerf(nn.Module):
         return NerfScene(self)
 
     def files(self) -> dict[str, Callable[[Path], None]]:
-        """scene.safetensors, and the mesh if there is to be one and it has a surface."""
-        from align3d.scenes.nerf.files import meshes, write_nerf
+        """scene.safetensors; and mesh.glb with what belongs to it, if there is to be a mesh and it has a surface."""
+        from align3d.scenes.nerf.files import write_meshes, write_only
 
-        return {"scene.safetensors": lambda path: write_nerf(path, self)} | (meshes(self) if self.mesh else {})
+        found = {"scene.safetensors": lambda path: write_only(path, self)}
+        return found | ({"mesh.glb": lambda path: write_meshes(path, self)} if self.mesh else {})
 
 
 @dataclass(frozen=True)
