@@ -52,8 +52,11 @@ REFUSALS = {
     "sample into a file": ([*SAMPLE, "--prompt", "x", "--out", "prompts.txt/out"], "prompts.txt is a file"),
     "sample into a full folder": ([*SAMPLE, "--prompt", "x", "--out", "."], "is not empty"),
     "nothing to resume": ([*TRAIN, "--reward", "mine:redness", "--resume"], "run is not there"),
-    "no scene": (["render", "nope.ply", "--out", "x.png"], "no scene file nope.ply; give a .ply file"),
-    "no scene file": (["render", "prompts.txt", "--out", "x.png"], "prompts.txt"),
+    "no scene": (
+        ["render", "nope.ply", "--out", "x.png"],
+        "no scene file nope.ply; scenes that can be read: .ply (Gaussians), .safetensors",
+    ),
+    "no scene file": (["render", "prompts.txt", "--out", "x.png"], "prompts.txt is no scene by its name; those"),
     "extension": (
         ["render", "nope.ply", "--out", "x.bmp"],
         "unknown extension '.bmp'; use one of .png, .webp, .jpg, .jpeg, .gif, .mp4",

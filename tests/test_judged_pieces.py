@@ -10,6 +10,7 @@ from PIL import Image
 from align3d.judged.names import assign, key, literal
 from align3d.judged.pieces import Method, found_in, methods, unfinished
 from align3d.prompt_lists import PromptList
+from align3d.scenes.files import READERS, Kind
 
 PROMPTS = PromptList(("A red car.", "a cat, a hat", "One dog"))
 H, W = 6, 9
@@ -188,8 +189,7 @@ def test_runs(tmp_path):
 
 
 def test_a_run_that_has_not_ended_is_refused(tmp_path):
-    run(tmp_path / "a", "a cup")
-    (tmp_path / "a" / "scene.ply").rename(tmp_path / "a" / "x")
+    run(tmp_path / "a", "a cup", file="x", made=3)
     with pytest.raises(ValueError, match=r"must hold one scene .* has none; `align3d optimize --resume`"):
         found_in(tmp_path / "a", None, 0)
     (tmp_path / "a" / "picture-0.png").touch()
@@ -201,6 +201,20 @@ def test_a_run_that_has_not_ended_is_refused(tmp_path):
     (tmp_path / "a" / "config.json").write_text('{"config": {"model": {"name": "toy"}}}')
     with pytest.raises(ValueError, match="no run of `align3d optimize`"):
         found_in(tmp_path, None, 0)
+
+
+def test_scenes_of_another_kind(tmp_path, monkeypatch):
+    """A run that has ended is not told to go on; what it has is named, and read once there is a reader."""
+    run(tmp_path / "a", "a cup", file="scene.npz")
+    (tmp_path / "a" / "views.png").touch()
+    with pytest.raises(ValueError, match=r"has scene\.npz, which is no scene by its name; .*\.ply \(Gaussians\), \.s"):
+        found_in(tmp_path / "a", None, 0)
+    run(tmp_path / "b", "a cup", file="cup.npz")
+    with pytest.raises(ValueError, match=r"has cup\.npz, which is no scene by its name"):
+        found_in(tmp_path / "b", None, 0)
+    monkeypatch.setitem(READERS, ".npz", Kind("a cup", "nowhere:read"))
+    (piece,) = found_in(tmp_path / "a", None, 0)["a cup"]
+    assert piece.is_scene and [path.name for path in piece.files] == ["scene.npz"]
 
 
 def test_samples(tmp_path):

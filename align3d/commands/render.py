@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from align3d.commands.inputs import check_pictures, check_range
+from align3d.scenes.files import READERS, read_scene
 
 if TYPE_CHECKING:
     from align3d.types import Scene
@@ -77,21 +78,14 @@ def read(options: Render) -> tuple[Scene, str]:
     """
     from dataclasses import replace
 
-    from align3d.scenes.nerf.files import read_nerf
-    from align3d.scenes.ply import read_ply
-    from align3d.scenes.raster import RasterConfig
+    from align3d.scenes.gaussians import Gaussians
 
     path = options.scene
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no scene file {path}; give a .ply file, such as `align3d sample` writes, or the scene.safetensors of a "
-            f"radiance field"
-        )
-    if path.suffix.lower() == ".safetensors":
-        given = [name for name, usual in (("eps2d", 0.0), ("backend", "auto")) if getattr(options, name) != usual]
-        if given:
-            raise ValueError(f"--{given[0]} is for Gaussians, and {path} is no .ply file; leave it out")
-        return read_nerf(path).scene(), "a radiance field"
-    scene = replace(read_ply(path, RasterConfig(eps2d=options.eps2d)), backend=options.backend)
-    number = scene.means.shape[1]
-    return scene, f"{number} Gaussian{'' if number == 1 else 's'}"
+    scene = read_scene(path, options.eps2d)
+    if isinstance(scene, Gaussians):
+        number = scene.means.shape[1]
+        return replace(scene, backend=options.backend), f"{number} Gaussian{'' if number == 1 else 's'}"
+    given = [name for name, usual in (("eps2d", 0.0), ("backend", "auto")) if getattr(options, name) != usual]
+    if given:
+        raise ValueError(f"--{given[0]} is for Gaussians, and {path} is no .ply file; leave it out")
+    return scene, READERS[path.suffix.lower()].what

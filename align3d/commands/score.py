@@ -11,13 +11,13 @@ import tyro
 
 from align3d.commands.inputs import MAX_SEED, check_pictures, check_range, choose_device, read_prompts
 from align3d.commands.listed import listed
+from align3d.scenes.files import READERS, is_scene, read_scene
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from align3d.types import Reward, Views
 
-SCENES = (".ply", ".safetensors")  # Gaussians, and radiance fields
 NUM_VIEWS = 4  # of a scene: the canonical azimuths
 WIDTH = 12  # characters of a column of numbers, or more where its title is longer
 MEAN = "mean"
@@ -145,19 +145,19 @@ def check_files(options: Score, rewards: Mapping[str, Reward]) -> None:
     """
     from align3d.scenes.picture_files import PICTURES
 
-    kinds = ", ".join((*PICTURES, *SCENES))
+    kinds = ", ".join((*PICTURES, *READERS))
     for path in options.files:
         suffix = path.suffix.lower()
-        if suffix not in (*PICTURES, *SCENES):
+        if suffix not in (*PICTURES, *READERS):
             raise ValueError(f"{shown(path)} is no picture and no scene by its name; known: {kinds}")
         if not path.is_file():
             raise FileNotFoundError(f"no file {shown(path)}; give pictures or scenes ({kinds})")
         for label, reward in rewards.items():
             lacking = sorted(reward.needs - {"rgb"})
-            if lacking and suffix not in SCENES:
+            if lacking and not is_scene(path):
                 raise ValueError(
                     f"reward {label} needs {', '.join(lacking)}, and {shown(path)} is a picture, which has colours "
-                    f"alone; give it {SCENES[0]} scenes"
+                    f"alone; give it {next(iter(READERS))} scenes"
                 )
     for path in options.files:
         read(path, options)
@@ -165,10 +165,9 @@ def check_files(options: Score, rewards: Mapping[str, Reward]) -> None:
 
 def read(path: Path, options: Score) -> Any:
     """A scene, or a picture (3, H, W)."""
-    from align3d.judged.marks import read_scene
     from align3d.scenes.picture_files import read_picture
 
-    if path.suffix.lower() in SCENES:
+    if is_scene(path):
         return read_scene(path, options.eps2d)
     return read_picture(path, options.background)
 

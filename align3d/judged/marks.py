@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from align3d import __version__
 from align3d.files import atomic_write, replacing, writing
+from align3d.scenes.files import read_scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,21 +111,6 @@ class Judges:
         """A digest of what the rewards get to see."""
         cameras = [self.views, self.size, self.eps2d] if piece.is_scene else []
         return digest([piece.digest(), piece.prompt, list(self.background), *cameras])
-
-
-def read_scene(path: Path, eps2d: float) -> Any:
-    """The scene of a file, on the CPU.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
-    from align3d.scenes.nerf.files import read_nerf
-    from align3d.scenes.ply import read_ply
-    from align3d.scenes.raster import RasterConfig
-
-    if path.suffix.lower() == ".safetensors":
-        return read_nerf(path).scene()
-    return read_ply(path, RasterConfig(eps2d=eps2d))
 
 
 def read_views(piece: Piece, background: Sequence[float]) -> Float[Tensor, "V 3 H W"]:

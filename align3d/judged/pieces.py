@@ -1,7 +1,7 @@
 """What is in a folder of results: for each prompt, a scene or the pictures of its views.
 
-    runs of `align3d optimize`      FOLDER itself, or its subfolders: config.json has the prompt; scene.ply,
-                                    scene.safetensors or picture*.png
+    runs of `align3d optimize`      FOLDER itself, or its subfolders: config.json has the prompt; scene.ply or of
+                                    another kind (scenes.files.READERS), or picture*.png
     samples of `align3d sample`     samples.jsonl has prompts, seeds and .ply files
     pictures                        FOLDER/NAME.png: a picture, or several views, of each prompt (judged.names)
     folders of pictures             FOLDER/NAME/image.png, as generate.py of RewardSDS has it, or FOLDER/NAME/0.png, ...
@@ -24,13 +24,14 @@ from align3d.judged.names import NUMBER, assign, some
 from align3d.log import count
 from align3d.prompt_lists import PromptList
 from align3d.runs import Run
+from align3d.scenes.files import MAIN, READERS, is_scene, known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-SCENES = ("scene.ply", "scene.safetensors")  # that a run may end in
+OWN = ("config.json", "metrics.jsonl", "report.html", "views.png", "turntable.webp")  # of any run, beside its scene
 SAMPLES = "samples.jsonl"
 TESTS = re.compile(r"it(\d+)-test")
 AROUND = 4  # views of a scene, unless another number is asked for
@@ -117,18 +118,36 @@ def _of_run(run: Path, views: int) -> Piece:
         remedy = "a tuned generator is for `align3d evaluate --runs`"
         raise ValueError(f"{run} is no run of `align3d optimize`, its config.json has no prompt; {remedy}")
     pictures = sorted(run.glob("picture*.png"), key=lambda path: (len(path.name), path.name))
-    kinds = [(run / name,) for name in SCENES if (run / name).is_file()] + ([tuple(pictures)] if pictures else [])
+    updates = _updates(run, told)
+    kinds = [(path,) for path in sorted(run.glob(f"{MAIN}.*")) if is_scene(path) and path.is_file()]
+    kinds += [tuple(pictures)] if pictures else []
     if len(kinds) != 1:
-        got = " and ".join(files[0].name for files in kinds) or "none"
-        remedy = "; `align3d optimize --resume` goes on with a run that was cut off" * (not kinds)
-        raise ValueError(f"{run} must hold one scene ({', '.join(SCENES)} or picture.png), and has {got}{remedy}")
+        got = " and ".join(files[0].name for files in kinds) or _instead(run, updates)
+        names = ", ".join(f"{MAIN}{end}" for end in READERS)
+        raise ValueError(f"{run} must hold one scene ({names} or picture.png), and has {got}")
     (files,) = kinds
     if files[0].suffix == ".png" and views and len(files) != views:
         raise ValueError(f"{run} has {count(len(files), 'picture')}, not {views} views")
-    wanted = told.settings.get("loop", {}).get("updates") if isinstance(told.settings.get("loop"), dict) else None
+    return Piece(prompt, files, updates=updates)
+
+
+def _updates(run: Path, told: Run) -> tuple[int, int] | None:
+    """The updates that a run has made, and was to make; None if that is not known."""
+    loop = told.settings.get("loop")
+    wanted = loop.get("updates") if isinstance(loop, dict) else None
     made = Run.read(run).metrics
-    counted = isinstance(wanted, int) and bool(made)
-    return Piece(prompt, files, updates=(int(made[-1]["step"]), wanted) if counted else None)
+    return (int(made[-1]["step"]), wanted) if isinstance(wanted, int) and made else None
+
+
+def _instead(run: Path, updates: tuple[int, int] | None) -> str:
+    """What a run has that ends in no scene which can be read, and what to do."""
+    files = sorted(path for path in run.iterdir() if path.is_file() and not path.name.startswith("."))
+    other = [path.name for path in files if path.name not in OWN and path.stem != "optimization"]
+    scenes = [name for name in other if name.startswith(f"{MAIN}.")]
+    if scenes or (other and updates and updates[0] >= updates[1]):
+        remedy = f"those that can be read: {known()}; docs/extending.md says how to add one"
+        return f"{some(scenes or other)}, which is no scene by its name; {remedy}"
+    return "none; `align3d optimize --resume` goes on with a run that was cut off"
 
 
 def _of_samples(folder: Path) -> list[Piece]:
@@ -138,7 +157,7 @@ def _of_samples(folder: Path) -> list[Piece]:
         try:
             row = json.loads(line)
             prompt, files = row["prompt"], row["files"]
-            (scene,) = (name for name in files if name.endswith(".ply"))
+            (scene,) = (name for name in files if name.lower().endswith(tuple(READERS)))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{folder / SAMPLES}, line {number} is damaged; sample again") from None
         if not isinstance(prompt, str) or "/" in scene or "\\" in scene or not (folder / scene).is_file():

@@ -85,6 +85,11 @@ def read_nerf(path: Path) -> Nerf:
     return nerf
 
 
+def read_field(path: Path) -> Any:
+    """The scene of a file, on the CPU; errors as of `read_nerf`."""
+    return read_nerf(path).scene()
+
+
 def described(path: Path) -> str:
     """The options in a file that has been opened before.
 
