@@ -131,7 +131,7 @@ def test_train_and_optimize_point_to_each_other(here, capsys):
 def test_a_reward_that_fails_on_the_way_leaves_the_last_good_state(here, capsys):
     Path("late.py").write_text(
         "calls = []\n"
-        "def gone(views, prompts):\n"
+        "def late(views, prompts):\n"
         "    calls.append(1)\n"
         "    value = views.rgb.mean((-3, -2, -1))\n"
         "    return value * float('nan') if len(calls) > 3 else value\n"
