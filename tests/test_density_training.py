@@ -142,7 +142,7 @@ def test_a_run_goes_on_to_the_same_bits_across_changes(tmp_path, kind, first):
         (CloneSplit(every=4, first=4, grow=1.2, faint=0.3), CloneSplit(first=10**6)),
         (CloneSplit(first=10**6, reset=4, last=4), CloneSplit(first=10**6)),
         (MCMC(every=4, first=4, more=1.2, noise=0.0), MCMC(first=10**6, noise=0.0)),
-        (MCMC(every=4, first=4, more=1.2, faint=0.3, noise=0.0), MCMC(first=10**6, noise=0.0)),
+        (MCMC(every=4, first=4, more=1.0, faint=0.15, noise=0.0), MCMC(first=10**6, noise=0.0)),
     ],
 )
 def test_nothing_happens_that_no_update_follows(tmp_path, density, idle):
@@ -152,7 +152,7 @@ def test_nothing_happens_that_no_update_follows(tmp_path, density, idle):
     one = subject(density)
     rows = trained(one, loop, out=tmp_path / "run")
     assert same(one, quiet) and rows[-1]["gaussians"] == 64
-    longer, whole = subject(density), subject(density)
+    longer, whole, quiet = subject(density), subject(density), subject(idle)
     trained(longer, replace(loop, updates=5), out=tmp_path / "run", resume=True)
     trained(whole, replace(loop, updates=5))
     trained(quiet, replace(loop, updates=5))
