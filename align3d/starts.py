@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from align3d.scenes.density.base import Density
 from align3d.scenes.nerf.options import NerfOptions
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from align3d.latent_pictures import LatentPictures
     from align3d.scenes.gaussians import Gaussians
     from align3d.subjects import Distilled
-    from align3d.types import CameraSampler, Prior
+    from align3d.types import CameraSampler, Prior, Subject
 
 STARTS = {
     "gaussians": "align3d.starts:GaussianStart",
@@ -37,6 +37,21 @@ class Stage:
     prompt: str = ""  # what is to be made
     seed: int = 0  # of what is random at the start
     device: str = "cpu"  # where the scene is optimised
+
+
+@runtime_checkable
+class Start(Protocol):
+    """A kind of scene with its options, a frozen dataclass; those of STARTS are some."""
+
+    def subject(self, stage: Stage) -> Subject:
+        """What is to be optimised, on the device of the stage, with `scene` and `files`; a subjects.Distilled will do.
+
+        It is called once for each prompt and start, also before a run goes on: whatever is random comes from the seed.
+
+        Raises:
+            FileNotFoundError, ValueError: One line, if the scene cannot begin like that.
+        """
+        ...
 
 
 @dataclass(frozen=True)

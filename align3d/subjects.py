@@ -60,7 +60,7 @@ class Trainable(Protocol):
         ...
 
     def scene(self) -> Any:
-        """The scene as it is now, B = 1; it can be moved to a device."""
+        """The scene as it is now, as of Subject; `to(device)` moves it."""
         ...
 
     def files(self) -> dict[str, Callable[[Path], None]]:

@@ -176,6 +176,10 @@ class Prior(Protocol):
     """A frozen diffusion model of pictures, or of several pictures of one object together, that teaches a scene.
 
     Rows do not mix, as in BaseModel; the views of a row may.
+
+    Members that may be missing:
+        draws: Whether `latents` draws them, as some encoders do, instead of taking the mean. Then it is called as
+            latents(rgb, noise), with standard normal noise (B, V, *L), and has no randomness of its own.
     """
 
     schedule: Any  # a diffusion.schedule.Schedule that has times(steps) as well
@@ -202,7 +206,7 @@ class Prior(Protocol):
         ...
 
     def latents(self, rgb: Float[Tensor, "B V 3 H W"]) -> Float[Tensor, "B V *L"]:
-        """Latents of pictures in [0, 1], of any size. Gradient: to the pictures."""
+        """Latents of pictures in [0, 1], of any size, by the mean of the encoder. Gradient: to the pictures."""
         ...
 
     def images(self, x0: Float[Tensor, "B V *L"], fast: bool = False) -> Float[Tensor, "B V 3 H W"]:
@@ -217,6 +221,12 @@ class Prior(Protocol):
 @runtime_checkable
 class Subject(Protocol):
     """A scene that is optimised for a prompt, and the frozen prior that it is distilled from; stands for a model.
+
+    `fit` asks for no more than what is below. `align3d optimize`, with its previews, its film and its files, asks for more, with grad mode off:
+
+    - scene(): the scene as it is now, a Scene with B = 1. Where its attribute `flat` is there and true, it is pictures
+      and no more: there is no turntable, and its `rgb`, (1, V, 3, H, W), is what is shown.
+    - files(): the files that it ends in, by name, each with a function that writes it to a path; the main one first.
 
     Members that may be missing:
 

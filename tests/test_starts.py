@@ -6,12 +6,15 @@ import pytest
 import torch
 from closed_prior import EllipsoidPrior
 
+from align3d import registry
 from align3d.generate import generate
 from align3d.models.embedded import Embedded
 from align3d.rng import Streams
 from align3d.scenes.cameras import orbit
+from align3d.scenes.files import MAIN, READERS
 from align3d.scenes.rings import Ring
-from align3d.starts import FAINT, GaussianStart, Stage, generated
+from align3d.starts import FAINT, STARTS, GaussianStart, Stage, Start, generated
+from align3d.types import Scene, Subject
 
 RING = Ring(views=3, size=12)
 
@@ -53,3 +56,19 @@ def test_it_can_be_edited_and_has_gradients(chair):
 def test_files_that_are_none_are_refused():
     with pytest.raises(FileNotFoundError, match=r"no scene file nothing\.ply; give a .ply file, .* or `embedded`"):
         GaussianStart(start=Path("nothing.ply")).subject(stage())
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_every_kind_of_scene_keeps_its_promises(name):
+    """What previews, film and files ask for: a scene of one row, its pictures where it is flat, and a main file."""
+    start = registry.load(STARTS, name)()
+    assert isinstance(start, Start)
+    one = start.subject(stage())
+    with torch.no_grad():
+        scene, files = one.scene(), list(one.files())
+    assert isinstance(one, Subject) and isinstance(scene, Scene) and (name == "picture" or scene.to("cpu"))
+    assert getattr(scene, "flat", False) == (name == "picture")
+    if name == "picture":
+        assert scene.rgb.shape == (1, 3, 3, 12, 12) and files[0] == "picture-0.png"
+    else:
+        assert files[0] in [f"{MAIN}{end}" for end in READERS]
