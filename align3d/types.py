@@ -222,7 +222,8 @@ class Prior(Protocol):
 class Subject(Protocol):
     """A scene that is optimised for a prompt, and the frozen prior that it is distilled from; stands for a model.
 
-    `fit` asks for no more than what is below. `align3d optimize`, with its previews, its film and its files, asks for more, with grad mode off:
+    `fit` asks for no more than what is below. `align3d optimize`, with its previews, its film and its files, asks for
+    more, with grad mode off:
 
     - scene(): the scene as it is now, a Scene with B = 1. Where its attribute `flat` is there and true, it is pictures
       and no more: there is no turntable, and its `rgb`, (1, V, 3, H, W), is what is shown.

@@ -3,19 +3,23 @@
 import ast
 import dataclasses
 import importlib
+import json
 import re
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from align3d.cli import main
 from align3d.commands import COMMANDS
 from align3d.commands.listed import listed
+from align3d.commands.parts import MUST_HAVE
 from align3d.models import embedded
 from align3d.registry import load
 from align3d.rewards import REWARDS
+from align3d.scenes.files import READERS, Kind
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,6 +27,8 @@ OF_REWARDS = sorted((ROOT / "docs/rewards").glob("*.md"))
 FACTS = ("score", "looks at", "prompt", "GFLOP a view", "graph held", "files", "address", "licence")
 HEADINGS = ("How it is computed", "Use", "Known to be hacked by", "Watch")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OPTIMIZE = ["optimize", "--prompt", "a red thing", "--out", "run", "--updates", "2", "--reward", "doc_mine:redness"]
+OPTIMIZE += ["--prior", "doc_myprior:Grey", "--cameras.size", "16", "--loop.sample-every", "0", "--film.frames", "2"]
 TOY = ["--model", "mine:Toy", "--out", "run", "--cameras.size", "16", "--loop.updates", "1", "--loop.batch-size", "2"]
 
 
@@ -65,6 +71,69 @@ def test_example_method_trains(here):
         main(["train", *TOY, "--reward", "doc_mine:redness", "--method", "doc_mymethod:LastStep", "--method.scale=2"])
         == 0
     )
+
+
+def logged():
+    """The rows of the run's metrics."""
+    return [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_example_distillation_optimises(here):
+    """Two updates, with candidates; the prior answers every text alike, so that the classifier says nothing of it."""
+    choose = ["--candidates", "2", "--weighting", "best", "--scene.num", "32"]
+    assert main([*OPTIMIZE, "--method", "doc_csd:CSD", *choose, "--prior", "closed_prior:Ellipsoids"]) == 0
+    assert [row["step"] for row in logged()] == [1, 2] and all(row["pull"] > 0 for row in logged())
+    assert all({"reward_best", "t"} <= row.keys() for row in logged())
+    assert main([*OPTIMIZE, "--method", "doc_csd:CSD", "--scene.num", "32", "--out", "grey"]) == 0
+    rows = [json.loads(line) for line in Path("grey/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["pull"] for row in rows] == [0, 0]
+
+
+def test_example_scene_is_optimised_scored_and_drawn(here, monkeypatch, capsys):
+    blob = ["--scene", "doc_blob:BlobStart", "--cameras", "doc_above:Above", "--method.guidance", "1"]
+    assert main([*OPTIMIZE, *blob]) == 0, capsys.readouterr().err
+    centre, _, colour = json.loads(Path("run/scene.json").read_text(encoding="utf-8"))
+    assert any(centre) and any(colour), "it has moved"
+    assert all(row["pull"] > 0 and 0 < row["size"] < 1 for row in logged())
+    score = ["score", "--results", "run", "--rewards", "doc_mine:redness", "--size", "12", "--out", "table"]
+    capsys.readouterr()
+    assert main(score) == 2
+    assert "has scene.json, which is no scene by its name; those that can be read: .ply" in capsys.readouterr().err
+    for args in (
+        ["render", "run/scene.json", "--out", "x.png"],
+        ["score", "run/scene.json", *score[3:5], "--prompt", "x"],
+    ):
+        assert main(args) == 2
+        assert "run/scene.json is no " in capsys.readouterr().err
+    (kind,) = re.findall(r"^    (\"\.json\"): (Kind\(.*\)),$", (ROOT / "docs/extending.md").read_text("utf-8"), re.M)
+    assert kind == ('".json"', 'Kind("a blob", "align3d.scenes.blob:read")')
+    monkeypatch.setitem(READERS, ".json", Kind("a blob", "doc_blob:read"))
+    assert main(score) == 0, capsys.readouterr().err
+    assert main(["score", "run/scene.json", *score[3:7], "--prompt", "x"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["render", "run/scene.json", "--out", "x.png", "--size", "24"]) == 0
+    assert capsys.readouterr().out == "x.png  a blob\n"
+    assert len(Image.open("x.png").convert("RGB").getcolors(4096)) > 50
+    assert main(["render", "run/scene.json", "--out", "y.png", "--eps2d", "0.3"]) == 2
+    Path("run/scene.json").write_text("[", encoding="utf-8")
+    assert main(["render", "run/scene.json", "--out", "y.png"]) == 2
+    assert "reading run/scene.json failed: JSONDecodeError" in capsys.readouterr().err
+
+
+def test_example_density_drops_faint_gaussians(here):
+    faint = ["--scene.density", "doc_prune:Prune", "--scene.density.first", "1", "--scene.density.every", "1"]
+    faint += ["--scene.density.faint", "0.1", "--scene.num", "64", "--prior", "closed_prior:Ellipsoids"]
+    assert main([*OPTIMIZE, *faint]) == 0
+    assert 1 < logged()[-1]["gaussians"] < 64
+
+
+def test_parts_that_can_be_given_are_in_the_docs():
+    """What the errors of wrong parts point to is there."""
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    for kind, must in MUST_HAVE.items():
+        assert re.search(rf"^\| .*`--(scene\.)?{kind}` .*`{must}`", text, re.M), kind
+    headings = {re.sub(r"[^a-z ]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)}
+    assert set(re.findall(r"\]\(#([a-z-]+)\)", text)) <= headings
 
 
 def test_example_model_has_flags(here, capsys):
