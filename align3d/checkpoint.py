@@ -30,7 +30,7 @@ from align3d.log import plain, provenance, read_json
 from align3d.state import NUMBERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -43,6 +43,7 @@ MAY_CHANGE = (  # without changing an update, but for its last digits where memo
     *("watch.stop_when", "watch.go_on", "film.frames", "film.size", "scene.mesh", "scene.texture"),
 )
 NOT_COMPARED = ("out", "resume")  # where a run lies and how it was called is no part of what it computes
+WORDS = {"inputs.start_blake2b": "the content of the file of --scene.start"}  # for what is no option
 SHOWN = 6  # differing fields, or tensors, that an error names before it says how many more
 
 
@@ -194,9 +195,14 @@ def told_apart(prompts: Sequence[str]) -> dict[str, Any]:
     return {"prompts": len(prompts), "prompts_blake2b": digest}
 
 
-def record(config: dict[str, Any], prompts: Sequence[str], processes: int) -> dict[str, Any]:
-    """What config.json holds: the configuration as JSON has it, what the updates depend on besides, and provenance."""
-    inputs = {**told_apart(prompts), "processes": processes}
+def record(
+    config: dict[str, Any], prompts: Sequence[str], processes: int, more: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What config.json holds: the configuration as JSON has it, what the updates depend on besides, and provenance.
+
+    `more` of what they depend on are hashes of files, by name.
+    """
+    inputs = {**told_apart(prompts), "processes": processes, **(more or {})}
     return {"config": plain(config), "inputs": inputs, **provenance()}
 
 
@@ -316,7 +322,7 @@ def compare(out: Path, had: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuse a configuration that would not give the updates that the run in `out` was giving."""
     old, new = ({**flat(r.get("config")), **flat(r.get("inputs"), "inputs.")} for r in (had, wanted))
     differ = [
-        f"{key} was {old.get(key, 'absent')!r}, now {new.get(key, 'absent')!r}"
+        f"{WORDS.get(key, key)} was {old.get(key, 'absent')!r}, now {new.get(key, 'absent')!r}"
         for key in differences(old, new)
         if key not in MAY_CHANGE and key not in NOT_COMPARED
     ]

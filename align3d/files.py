@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -167,6 +168,16 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """
     with replacing(path) as temp:
         temp.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def digest(path: Path) -> str:
+    """What tells a file's content from others: a hash.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:

@@ -80,12 +80,18 @@ class LatentPictures(Distilled):
         prior: What teaches.
         cameras: From randomness to cameras; those of one fixed draw, as the prior may ask for them.
         original: The latents that are edited, as they were.
+        made_of: Hashes of the files that the latents were made of, by name.
     """
 
     def __init__(
-        self, scene: Latents, prior: Prior, cameras: CameraSampler, original: Float[Tensor, "1 V *L"] | None = None
+        self,
+        scene: Latents,
+        prior: Prior,
+        cameras: CameraSampler,
+        original: Float[Tensor, "1 V *L"] | None = None,
+        made_of: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(scene, prior, cameras)
+        super().__init__(scene, prior, cameras, made_of=made_of)
         self.before = original
         self.fixed = to_device(cameras(FIXED), scene.latents)
 

@@ -73,10 +73,10 @@ def fit(
 
     check(model, method, score, prompts, loop.group)
     config = of_python(model, method, score, loop, watch) if config is None else config
-    wanted = checkpoint.record(config, prompts, distributed.world())
+    wanted = checkpoint.record(config, prompts, distributed.world(), getattr(model, "made_of", None))
     distributed.require_same(
         [wanted["config"], wanted["inputs"]],
-        "the processes were started with different options or prompts; give all the same command",
+        "the processes were started with different options, prompts or files; give all the same command",
     )
     with ExitStack() as stack:
         if out is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from align3d.files import digest
 from align3d.scenes.density.base import Density
 from align3d.scenes.nerf.options import NerfOptions
 
@@ -41,7 +42,11 @@ class Stage:
 
 @runtime_checkable
 class Start(Protocol):
-    """A kind of scene with its options, a frozen dataclass; those of STARTS are some."""
+    """A kind of scene with its options, a frozen dataclass; those of STARTS are some.
+
+    Members that may be missing: inputs(), hashes of the files that the scene is made of, by name; the subject has them
+    as `made_of`.
+    """
 
     def subject(self, stage: Stage) -> Subject:
         """What is to be optimised, on the device of the stage, with `scene` and `files`; a subjects.Distilled will do.
@@ -52,6 +57,11 @@ class Start(Protocol):
             FileNotFoundError, ValueError: One line, if the scene cannot begin like that.
         """
         ...
+
+
+def content(start: Path | None) -> dict[str, str]:
+    """What tells the file of --scene.start from others; nothing where there is none."""
+    return {"start_blake2b": digest(start)} if start is not None and start.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,10 @@ class GaussianStart:
                 f"{self.opacity}"
             )
 
+    def inputs(self) -> dict[str, str]:
+        """The hash of the file to begin with, if there is one: a run that goes on has to begin with the same."""
+        return {} if self.start == EMBEDDED else content(self.start)
+
     def subject(self, stage: Stage) -> Distilled:
         """The scene under a prior.
 
@@ -88,7 +102,7 @@ class GaussianStart:
         begin = self.begin(stage)
         original = None if self.start is None else Splats(begin).to(stage.device).requires_grad_(False)  # to be edited
         scene = Splats(begin, self.density).to(stage.device)
-        return Distilled(scene, stage.prior, stage.cameras, stage.background, original)
+        return Distilled(scene, stage.prior, stage.cameras, stage.background, original, self.inputs())
 
     def begin(self, stage: Stage) -> Gaussians:
         """The Gaussians to begin with, B = 1, on the CPU; arguments and errors as of `subject`."""
@@ -139,6 +153,10 @@ class NerfStart(NerfOptions):
         if self.texture and not 16 <= self.texture <= 4096:
             raise ValueError(f"scene.texture must be 16 to 4096 pixels, or 0, got {self.texture}")
 
+    def inputs(self) -> dict[str, str]:
+        """The hash of the file to begin with, if there is one: a run that goes on has to begin with the same."""
+        return content(self.start)
+
     def subject(self, stage: Stage) -> Distilled:
         """The scene under a prior; errors are those of GaussianStart."""
         from align3d.rng import stream
@@ -158,7 +176,7 @@ class NerfStart(NerfOptions):
             nerf.load_state_dict(state)
         nerf = nerf.to(stage.device)
         original = None if self.start is None else deepcopy(nerf).eval().requires_grad_(False)
-        return Distilled(nerf, stage.prior, stage.cameras, stage.background, original)
+        return Distilled(nerf, stage.prior, stage.cameras, stage.background, original, self.inputs())
 
 
 @dataclass(frozen=True)
@@ -175,6 +193,10 @@ class PictureStart:
         if not 0 <= self.strength <= 100:
             raise ValueError(f"scene.strength must be 0 to 100, got {self.strength}")
 
+    def inputs(self) -> dict[str, str]:
+        """The hash of the file to begin with, if there is one: a run that goes on has to begin with the same."""
+        return content(self.start)
+
     def subject(self, stage: Stage) -> LatentPictures:
         """The latents under a prior; errors are those of GaussianStart."""
         import torch
@@ -190,4 +212,4 @@ class PictureStart:
         picture = picture_of(self.start, prior.size, stage.background)
         with torch.no_grad():
             latents = prior.latents(picture.expand(1, views, -1, -1, -1).to(stage.device))
-        return LatentPictures(Latents(latents, self.rate), prior, cameras, latents)
+        return LatentPictures(Latents(latents, self.rate), prior, cameras, latents, self.inputs())

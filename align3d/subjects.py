@@ -81,6 +81,7 @@ class Distilled:
         cameras: From a batch's randomness to its cameras.
         background: RGB in [0, 1], behind the object.
         original: The scene that is edited, as it was; editing compares with it.
+        made_of: Hashes of the files that the scene was made of, by name.
     """
 
     steps = 50  # of a sampler, which nobody asks for
@@ -92,9 +93,10 @@ class Distilled:
         cameras: CameraSampler,
         background: tuple[float, float, float] = (1.0, 1.0, 1.0),
         original: nn.Module | None = None,
+        made_of: dict[str, str] | None = None,
     ) -> None:
         self.trained, self.prior, self.cameras, self.background = scene, prior, cameras, background
-        self.original = original
+        self.original, self.made_of = original, made_of or {}
         self.adapter = Trained({"scene": scene, "phi": prior.adapter})
         self.schedule, self.latent_shape = prior.schedule, prior.latent_shape
 

@@ -236,6 +236,7 @@ class Subject(Protocol):
       Methods may have it too.
     - phi(x, t, cond, cameras): a second `predict`, with an adapter of its own that variational distillation trains on
       what the scene shows. None or missing: it cannot be had. Gradient: to its parameters, which `adapter` has too.
+    - made_of: hashes of the files that it was made of, by name; a run that goes on has to be made of the same.
     - source(rng, look): constant latents of what is edited, as it was, seen as in a look. None or missing: nothing is.
     - refine(rng, ramp): changes parameters between two updates, their rows too. `rng` is of the second, and shared by
       all processes, `ramp` its share of the learning rates. Returns, by parameter, which row each of its rows was

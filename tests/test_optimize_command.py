@@ -11,7 +11,8 @@ from PIL import Image
 
 from align3d.cli import main
 from align3d.files import locked
-from align3d.scenes.ply import read_ply
+from align3d.scenes.ply import read_ply, write_ply
+from align3d.scenes.splats import ball
 from align3d.starts import GaussianStart
 
 OPTIMIZE = ["optimize", "--prompt", "a red thing", "--prior", "closed_prior:Ellipsoids", "--reward", "closed_prior:red"]
@@ -81,6 +82,30 @@ def test_it_begins_with_a_file(here, capsys):
     assert main([*again, "--updates", "1", "--scene.start", "run/scene.ply"]) == 0, capsys.readouterr().err
     first, second = (read_ply(Path(out, "scene.ply")) for out in ("run", "second"))
     assert 0 < float((first.means - second.means).abs().max()) < 0.01
+
+
+def test_a_run_goes_on_with_the_file_that_it_began_with_alone(here, capsys):
+    files = [ball(64, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+    write_ply("start.ply", files[0])
+    edit = [*OPTIMIZE, *FEW, "--method", "dds", "--method.source", "a grey ball", "--scene.start", "start.ply"]
+    assert main([*edit, "--updates", "2"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    write_ply("start.ply", files[1])
+    said = refused(capsys, [*edit, "--resume"])
+    assert "run has another configuration: the content of the file of --scene.start was '" in said
+    write_ply("start.ply", files[0])
+    assert main([*edit, "--resume"]) == 0, capsys.readouterr().err
+
+
+def test_prompts_are_finished_with_the_file_that_they_began_with_alone(here, capsys):
+    write_ply("start.ply", ball(64, generator=torch.Generator().manual_seed(0)))
+    args = [*MANY, "--updates", "1", "--scene.start", "start.ply"]
+    assert main(args) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(args) == 0 and capsys.readouterr().out.count("finished before") == 2
+    write_ply("start.ply", ball(64, generator=torch.Generator().manual_seed(1)))
+    assert main(args) == 2
+    assert "1/2 000-a-red-cube: run/000-a-red-cube has another configuration: the content" in capsys.readouterr().err
 
 
 def test_a_scene_is_edited(here, capsys):

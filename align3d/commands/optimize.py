@@ -215,7 +215,8 @@ class Work:
         done = read_json(out / DONE).get("step", 0) if (out / DONE).is_file() else 0
         if not isinstance(done, int) or done < self.loop.updates:
             return False
-        wanted = checkpoint.record({"prompt": prompt, **self.config}, [prompt], distributed.world())
+        inputs = self.scene.inputs() if hasattr(self.scene, "inputs") else {}
+        wanted = checkpoint.record({"prompt": prompt, **self.config}, [prompt], distributed.world(), inputs)
         checkpoint.compare(out, read_json(out / "config.json"), wanted)
         return True
 
