@@ -206,10 +206,12 @@ def test_a_run_that_has_not_ended_is_refused(tmp_path):
 def test_scenes_of_another_kind(tmp_path, monkeypatch):
     """A run that has ended is not told to go on; what it has is named, and read once there is a reader."""
     run(tmp_path / "a", "a cup", file="scene.npz")
-    (tmp_path / "a" / "views.png").touch()
+    for name in ("views.png", "done.json"):
+        (tmp_path / "a" / name).touch()
     with pytest.raises(ValueError, match=r"has scene\.npz, which is no scene by its name; .*\.ply \(Gaussians\), \.s"):
         found_in(tmp_path / "a", None, 0)
     run(tmp_path / "b", "a cup", file="cup.npz")
+    (tmp_path / "b" / "done.json").touch()
     with pytest.raises(ValueError, match=r"has cup\.npz, which is no scene by its name"):
         found_in(tmp_path / "b", None, 0)
     monkeypatch.setitem(READERS, ".npz", Kind("a cup", "nowhere:read"))

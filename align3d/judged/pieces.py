@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-OWN = ("config.json", "metrics.jsonl", "report.html", "views.png", "turntable.webp")  # of any run, beside its scene
+OWN = (
+    "config.json",
+    "done.json",
+    "metrics.jsonl",
+    "report.html",
+    "views.png",
+    "turntable.webp",
+)  # of any run, beside its scene
 SAMPLES = "samples.jsonl"
 TESTS = re.compile(r"it(\d+)-test")
 AROUND = 4  # views of a scene, unless another number is asked for
