@@ -227,7 +227,8 @@ class Subject(Protocol):
 
     - scene(): the scene as it is now, a Scene with B = 1. Where its attribute `flat` is there and true, it is pictures
       and no more: there is no turntable, and its `rgb`, (1, V, 3, H, W), is what is shown.
-    - files(): the files that it ends in, by name, each with a function that writes it to a path; the main one first.
+    - files(): the files that it ends in, by name, each with a function that writes it to a path, whole or not at all;
+      the main one first.
 
     Members that may be missing:
 
