@@ -193,7 +193,7 @@ def _progress(run: Run) -> Html:
             what = f"{name.removeprefix(TERM)} " if terms else ""
             went.append(join(f"{what}from {number(first)} to ", h("strong", number(last))))
     if not went:
-        return join(f"{num} updates so far.")
+        return join(f"{num} update{'s' * (num != 1)}.")
     listed = [part for one in went for part in (", ", one)][1:]
     whose = "noise candidates" if run.part("prior") else "training samples"
     text = f"Over {num} updates, the mean reward of the {whose} went "

@@ -83,7 +83,7 @@ def test_from_prompts_to_a_tuned_model(here, capsys, kind, method):
     page = Path("run/report.html").read_text()
     assert any(line in page for line in lines) and NAMES[kind] in page
     config = json.loads(Path("run/config.json").read_text())["config"]["model"]
-    assert (config["name"], config["rank"], config["guidance"]) == (NAMES[kind], 2, 3.5)
+    assert (config["name"], config["rank"], config["guidance"]) == (NAMES[kind], 2, 2.0 if kind == "class" else 3.5)
     adapter = load_file("run/adapter/adapter_model.safetensors")
     assert any(value.abs().max() > 0 for name, value in adapter.items() if "lora_B" in name)
     assert all("qkv" in name or "encoder_kv" in name or "proj_out" in name for name in adapter)

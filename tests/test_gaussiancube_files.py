@@ -139,6 +139,10 @@ def test_weights_of_another_network_are_refused(tmp_path, folders):
     torch.save({"weight": torch.zeros(2)}, file)
     with pytest.raises(ValueError, match="no GaussianCube network"):
         ShapeNetCar(weights=folder, **OPTIONS).load()
+    for name, shape in (("output_blocks.99999999999.0.in_layers.2.weight", [1]), ("time_embed.0.weight", [0, 32])):
+        torch.save(state | {name: torch.zeros(shape)}, file)
+        with pytest.raises(ValueError, match=r"no GaussianCube network: \d+ blocks on the way up, \d+ tensors"):
+            ShapeNetCar(weights=folder, **OPTIONS).load()
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks shapenet_car_ckpt\.pt; it takes"):
         ShapeNetCar(weights=folder, **OPTIONS).load()

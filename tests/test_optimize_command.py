@@ -284,6 +284,23 @@ def test_absurd_sizes_are_refused(here, capsys):
     assert "characters, at most" in refused(capsys, [*OPTIMIZE, "--prompt", "a" * 100_000])
 
 
+class Other(Ellipsoids):
+    """Its latents are not what it says."""
+
+    shape = (4, 16, 16)
+
+    def load(self, device="cpu"):
+        found = super().load(device)
+        found.latent_shape = self.shape
+        return found
+
+
+def test_latents_that_do_not_fit_are_refused(here, capsys, monkeypatch):
+    monkeypatch.setattr("closed_prior.Other", Other, raising=False)
+    args = [*OPTIMIZE, "--prior", "closed_prior:Other"]
+    assert "says that latents of a view are [4, 16, 16], and makes [3, " in refused(capsys, args)
+
+
 def test_bridge_begins_its_second_stage_halfway(here, capsys):
     bridge = [*OPTIMIZE, "--method", "bridge"]
     for out, more in (("a", ["--updates", "4"]), ("b", ["--loop.updates=6"]), ("c", [*FEW, "--method.stage-two", "1"])):

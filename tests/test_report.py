@@ -155,7 +155,7 @@ def test_a_run_that_has_just_begun_shows_the_base(drawn):
     (drawn / "metrics.jsonl").unlink()
     page = read(write_report(drawn))
     assert page.all("img", "alt")[:2] == ["a red cube, before", "a blue ball, before"]
-    assert "0 updates so far" in page.text() and "→" not in page.text()
+    assert "0 updates." in page.text() and "→" not in page.text()
     assert "Before" in page.words and "Before and after" not in page.words
 
 
@@ -206,7 +206,7 @@ def test_one_prompt_and_one_seed_still_make_a_page(tmp_path):
 
 def test_nothing_at_all_is_a_page_too(tmp_path):
     page = read(write_report(tmp_path))
-    assert "0 updates so far" in page.text() and "img" not in page.tags
+    assert "0 updates." in page.text() and "img" not in page.tags
 
 
 def test_nothing_is_ever_loaded(run, tmp_path):
@@ -280,7 +280,7 @@ def test_damaged_runs_lose_only_what_is_damaged(run, tmp_path):
         (run / "samples/step-000020/samples.json").write_text(about)
         drawn = Run.read(run).samples[20]
         assert (drawn.prompts, drawn.seeds, drawn.rewards, drawn.diversity) == ([], [], {}, None)
-    assert "1 updates so far" in read(write_report(run)).text()
+    assert "1 update." in read(write_report(run)).text()
     (run / "config.json").write_text(json.dumps({"config": [1], "command": "x", "versions": 3}))
     assert "What was run" in read(write_report(run)).text()
 

@@ -103,7 +103,7 @@ def test_an_interrupted_run_has_a_page_and_a_resumed_one_a_new_one(start, tmp_pa
         start(reward=pressed)
     out = tmp_path / "run"
     assert pressed.count == 1 and steps(out) == [0]
-    assert "1 updates so far" in page(out)
+    assert "1 update." in page(out)
     start(resume=True)
     assert steps(out) == [0, 2] and "Over 2 updates" in page(out)
     (out / "report.html").unlink()
@@ -122,7 +122,7 @@ def test_sigterm_saves_and_has_its_code(start, tmp_path):
     with pytest.raises(Terminated, match="stopped after update 1 of 2; its state is in") as caught:
         start(reward=preempted)
     assert caught.value.code == 143
-    assert "1 updates so far" in page(tmp_path / "run")
+    assert "1 update." in page(tmp_path / "run")
     start(resume=True)
     assert steps(tmp_path / "run") == [0, 2]
 

@@ -321,11 +321,25 @@ def unused(loop: Loop, scene: str) -> None:
 
 
 def fits(name: str, prior: Prior, cameras: Any) -> None:
-    """Refuse cameras that the prior does not take.
+    """Refuse what is no prior, one whose latents are not what it says, and cameras that it does not take.
 
     Raises:
-        ValueError: If there are more views than it sees together.
+        ValueError: Says what is missing or does not fit.
     """
+    import torch
+
+    needed = ("schedule", "views", "latent_shape", "size", "encode", "predict", "latents", "images", "reference")
+    lacking = [member for member in needed if not hasattr(prior, member)]
+    if lacking:
+        raise ValueError(f"what prior {name} loads has no {', '.join(lacking)}; docs/extending.md shows a prior")
     views = getattr(cameras, "views", 1)  # other cameras than ours may be without; the prior says when it sees them
     if views > prior.views > 1:
         raise ValueError(f"prior {name} sees {prior.views} views together, got --cameras.views {views}")
+    with torch.no_grad():
+        device = getattr(prior, "device", "cpu")
+        shape = prior.latents(torch.full((1, 1, 3, prior.size, prior.size), 0.5, device=device)).shape[2:]
+    if tuple(shape) != tuple(prior.latent_shape):
+        raise ValueError(
+            f"prior {name} says that latents of a view are {list(prior.latent_shape)}, and makes {list(shape)} of "
+            f"{prior.size} pixels; one of its latent_shape, size and latents() is wrong"
+        )

@@ -73,7 +73,7 @@ class Published(TextOptions):
             raise ValueError(f"model.alpha must be above 0 and at most 10000, guidance 0 to 100, got {got}")
 
     def schedule(self) -> Any:
-        """Noise levels: a cosine, but for texts."""
+        """Noise levels, a cosine."""
         from align3d.diffusion.schedule import DiscreteVP
 
         return DiscreteVP(kind="cosine")
@@ -347,12 +347,6 @@ class Objaverse(Published):
     bound, distance = 0.5, 2.0
     sources = sources("Objaverse", file, "v1.1/", text=True)
 
-    def schedule(self) -> Any:
-        """Noise levels."""
-        from align3d.diffusion.schedule import DiscreteVP
-
-        return DiscreteVP(beta_end=0.03)
-
 
 @dataclass(frozen=True)
 class Objaverse10(Objaverse):
@@ -365,6 +359,8 @@ class Objaverse10(Objaverse):
 @dataclass(frozen=True)
 class OmniObject3D(Published):
     """GaussianCube of OmniObject3D: 216 classes."""
+
+    guidance: float = 2.0  # classifier-free guidance, of models with texts or classes; 1 = none
 
     file, bound = "OmniObject3D_ckpt", 1.0
     fov, distance = 0.6911112070083618, 16.25**0.5

@@ -68,6 +68,8 @@ class Architecture:
     @classmethod
     def _read(cls, shapes: Mapping[str, Sequence[int]]) -> Architecture:
         total = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"output_blocks\.(\d+)\.", name)))
+        if total > len(shapes) or not all(size for shape in shapes.values() for size in shape):
+            raise ValueError(f"{total} blocks on the way up, {len(shapes)} tensors, or one without numbers")
         ends = [i for i in range(total) if f"output_blocks.{i}.1.in_layers.0.weight" in shapes]
         ends += [i for i in range(total) if f"output_blocks.{i}.2.in_layers.0.weight" in shapes]
         per_level = total // (len(ends) + 1)  # a level ends with a block that doubles the voxels, but for the finest
