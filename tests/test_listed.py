@@ -68,7 +68,7 @@ def test_an_evaluation_may_go_on_with_options_that_change_no_number():
     slow, quick = (listed("reward", [f"vlm-judge(model=m, timeout={s})"])["vlm-judge"].part for s in (9, 90))
     other = listed("reward", ["vlm-judge(model=m, mark=geometry)"])["vlm-judge"].part
     assert told("vlm-judge", slow) == told("vlm-judge", quick) != told("vlm-judge", other)
-    assert {"name", "model", "mark", "size"} == told("vlm-judge", slow).keys()
+    assert {"name", "model", "of", "mark", "size"} == told("vlm-judge", slow).keys()
 
 
 SUMS = {
