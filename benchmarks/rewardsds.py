@@ -6,7 +6,7 @@ Every prompt is optimised with every seed by every setting; the same seed has th
 first noise in all of them. Finished scenes are judged from eight sides: by the reward that chose, and by judges that
 had no part in it. What is compared are the scenes of the same prompt and seed, one by one: with plain SDS, and with as
 many noises of which none is chosen, as their mean alone is less noisy. Two optimisations run at once, a core each, for
-some 20 minutes; a second start goes on where the first one ended.
+20 to 25 minutes; a second start goes on where the first one ended.
 """
 
 from __future__ import annotations
