@@ -7,7 +7,7 @@ in the parts, and in the options of the files that load them: embedded.py, publi
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ from align3d.models.splat_maps import quaternion
 from align3d.models.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -129,13 +129,11 @@ class DiffSplat:
         """
         return self.maps.gaussians(self.codec.decode(x0).float(), self.cameras, self.turns)
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Within, the model is the one before training, and no graph is built."""
-        import torch
+        from align3d.models.lora import untuned
 
-        with torch.no_grad(), self.adapter.disabled() if self.adapter is not None else nullcontext():
-            yield
+        return untuned(self.adapter)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT layout."""

@@ -7,7 +7,7 @@ it to the BaseModel contract, and its world to ours. Files and data sets: gaussi
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from align3d.scenes.gaussians import Gaussians
 from align3d.scenes.raster import RasterConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -211,13 +211,11 @@ class GaussianCube:
         """The Gaussians of clean cubes. Gradient: to x0."""
         return self.space.gaussians(x0)
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Within, the model is the one before training, and no graph is built."""
-        import torch
+        from align3d.models.lora import untuned
 
-        with torch.no_grad(), self.adapter.disabled() if self.adapter is not None else nullcontext():
-            yield
+        return untuned(self.adapter)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT layout."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from align3d.models.lora_files import PEFT, PEFT_CONFIG, PEFT_PREFIX, read
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from align3d.models.lora_files import LoraFile
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # attention and feed-forward of all blocks
+
+
+@contextmanager
+def untuned(adapter: Adapter | None) -> Iterator[None]:
+    """Within, the network is the one without its adapter, if it has one, and no graph is built."""
+    import torch
+
+    with torch.no_grad(), adapter.disabled() if adapter is not None else nullcontext():
+        yield
 
 
 class Adapter:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,10 +52,8 @@ class Frozen:
             del self.texts[next(iter(self.texts))]
         return self.texts[prompt]
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Within, the prior is as it was loaded, without its adapter, and no graph is built."""
-        import torch
+        from align3d.models.lora import untuned
 
-        with torch.no_grad(), self.adapter.disabled() if self.adapter is not None else nullcontext():
-            yield
+        return untuned(self.adapter)
