@@ -133,7 +133,8 @@ class BaseModel(Protocol):
         options: The dataclass that it was loaded from, for config.json.
         solve(noise, cond): Clean latents of standard normal noise (B, *L), by a sampler of the model's own, for what is
             not trained on: pictures and evaluations. Without randomness. None: there is none. Without it, ancestral
-            steps are taken, as in training.
+            steps are taken, as in training. Where it cannot go on, it raises a FloatingPointError with the number of
+            the first such row as its `row`.
     """
 
     schedule: Any  # a diffusion.schedule.Schedule that has times(steps) as well
@@ -152,6 +153,10 @@ class BaseModel(Protocol):
             x: States.
             t: Times in [0, 1], one per row and not all the same; 0 = data.
             cond: From `encode`, with as many rows.
+
+        Returns:
+            In any precision. What is made from it is as fine as it or x is, whichever is finer: a network that predicts
+            the data should answer in float64, as differences of data are scaled by alpha, tiny where t is 1.
 
         Gradient: to x and to the adapter's parameters, under grad mode. No randomness.
         """

@@ -33,6 +33,14 @@ FIRST, ABSOLUTE, RELATIVE, SAFETY, CLOSE = 0.05, 0.0078, 0.05, 0.9, 1e-5  # of t
 MOST = 10_000  # steps that it tries
 
 
+class Lost(FloatingPointError):
+    """The solver cannot go on."""
+
+    def __init__(self, said: str, row: int) -> None:
+        super().__init__(said)
+        self.row = row  # of the batch, the first for which it cannot
+
+
 @dataclass(frozen=True)
 class Levels:
     """A schedule's table at any time in (0, 1], its noisiest entries left out: log alpha is straight between entries.
@@ -43,19 +51,13 @@ class Levels:
     schedule: DiscreteVP
 
     @functools.cached_property
-    def _log_alpha(self) -> Float[Tensor, "N"]:
-        at = torch.arange(self.schedule.num_steps, dtype=torch.float64) / (self.schedule.num_steps - 1)
-        log_alpha, log_sigma = self.schedule.alpha(at).log(), self.schedule.sigma(at).log()
-        return log_alpha[log_alpha - log_sigma >= CUT]
-
-    @property
     def num(self) -> int:
         """The entries that stay, N."""
-        return len(self._log_alpha)
+        return len(_table(self.schedule, torch.device("cpu")))
 
     def log_alpha(self, t: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """Straight on beyond the first and the last entry. Float64, whatever t is."""
-        return self._straight(t.double() * self.num - 1, self._log_alpha.to(t.device))
+        return self._straight(t.double() * self.num - 1, _table(self.schedule, t.device))
 
     def alpha(self, t: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """The factor of the data."""
@@ -72,7 +74,7 @@ class Levels:
     def time(self, lam: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """The time of a lambda; the inverse of `lam`."""
         log_alpha = -0.5 * torch.nn.functional.softplus(-2 * lam.double())
-        table = self._log_alpha.to(lam.device)
+        table = _table(self.schedule, lam.device)
         upper = torch.searchsorted(-table, -log_alpha).clamp(1, self.num - 1)
         low, high = table[upper - 1], table[upper]
         return (upper + (log_alpha - low) / (high - low)) / self.num
@@ -80,6 +82,14 @@ class Levels:
     def _straight(self, position: Tensor, table: Tensor) -> Tensor:
         lower = position.floor().long().clamp(0, self.num - 2)
         return torch.lerp(table[lower], table[lower + 1], position - lower)
+
+
+@functools.lru_cache(maxsize=32)
+def _table(schedule: DiscreteVP, device: torch.device) -> Float[Tensor, "N"]:
+    """Log alpha of the entries that stay, float64."""
+    at = torch.arange(schedule.num_steps, dtype=torch.float64) / (schedule.num_steps - 1)
+    log_alpha, log_sigma = schedule.alpha(at).log(), schedule.sigma(at).log()
+    return log_alpha[log_alpha - log_sigma >= CUT].to(device)
 
 
 def step(
@@ -161,7 +171,7 @@ def adaptive(
         relative: The same, as a share of its size.
 
     Raises:
-        FloatingPointError: If x is not finite any more, or the steps become too short.
+        Lost: If x is not finite any more, or the steps become too short.
 
     Source: DPM-Solver, arXiv 2206.00927, appendix C.2 (DPM-Solver-12); tolerances of Jolicoeur-Martineau et al. 2021.
     """
@@ -180,12 +190,13 @@ def adaptive(
         scale = torch.maximum(first.abs(), lower[rows].abs()).mul(relative).clamp_min(absolute)
         error = ((second - first) / scale).double().square().flatten(1).mean(1).sqrt()
         if not bool(error.isfinite().all()):
-            raise FloatingPointError(f"the sampler met a NaN or an infinity at time {float(now.max()):.4f}")
+            bad = int((~error.isfinite()).nonzero()[0])
+            raise Lost(f"non-finite prediction at time {float(now[bad]):.4f}", int(rows[bad]))
         good = error <= 1
         took = rows[good]
         x[took], lower[took], s[took] = second[good], first[good], t[good]
         h[rows] = torch.minimum(SAFETY * h[rows] * error.clamp_min(1e-12) ** -0.5, last[rows] - levels.lam(s[rows]))
-    raise FloatingPointError(f"the sampler made no way in {MOST} steps; its predictions jump")
+    raise Lost(f"no end after {MOST} steps of the adaptive sampler, as predictions jump", int(rows[0]))
 
 
 def _both(denoise: Denoise, x: Tensor, levels: Levels, s: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

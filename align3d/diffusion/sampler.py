@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from align3d.diffusion.schedule import at_least
 from align3d.diffusion.transition import ddim
 from align3d.types import BaseModel, Rollout, Subject
 
@@ -108,7 +109,11 @@ def sample(model: BaseModel, prompts: Sequence[str], times: Float[Tensor, "T"], 
     """
     if hasattr(model, "solve"):
         noise = rng.normal("noise", tuple(model.latent_shape), like=times)
-        x0 = model.solve(noise, model.encode(prompts))
+        try:
+            x0 = model.solve(noise, model.encode(prompts))
+        except FloatingPointError as error:
+            row = getattr(error, "row", None)
+            raise NonFiniteError(f"{error} for prompt {prompts[row]!r}" if row is not None else str(error)) from None
         if x0 is not None:
             require_finite(x0, prompts, "sample", "at the end")
             return x0
@@ -170,8 +175,8 @@ def _steps(
     """The prediction and the next state of each step from times[0] on; `first` steps led to x."""
     for k in range(len(times) - 1):
         t, s = times[k].expand(len(prompts)), times[k + 1].expand(len(prompts))
-        eps = predict(x, t, cond).to(x.dtype)
+        eps = at_least(predict(x, t, cond), x.dtype)
         require_finite(eps.detach(), prompts, "prediction", f"at step {first + k}")
         noise = rng.normal(f"step{first + k}", tuple(model.latent_shape), like=x)
-        x = ddim(model.schedule, x, eps, t, s, eta).sample(noise)
+        x = ddim(model.schedule, x, eps, t, s, eta).sample(noise).to(x.dtype)
         yield eps, x

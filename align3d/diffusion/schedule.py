@@ -145,7 +145,14 @@ def bcast(v: Float[Tensor, "*B"], like: Float[Tensor, "..."]) -> Float[Tensor, "
     return v.reshape(v.shape + (1,) * (like.ndim - v.ndim if v.ndim else 0)).to(like.dtype)
 
 
-def _levels(schedule: Schedule, t: Float[Tensor, "*B"], like: Float[Tensor, "..."]) -> tuple[Tensor, Tensor]:
+def at_least(value: Float[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
+    """The same numbers, in `dtype` or in their own type, whichever has more digits."""
+    return value.to(torch.promote_types(value.dtype, dtype))
+
+
+def _levels(schedule: Schedule, t: Tensor, x: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+    """Alpha and sigma, in the type that has more digits."""
+    like = at_least(x, prediction.dtype)
     return bcast(schedule.alpha(t.double()), like), bcast(schedule.sigma(t.double()), like)
 
 
@@ -153,7 +160,7 @@ def add_noise(
     schedule: Schedule, x0: Float[Tensor, "B *L"], eps: Float[Tensor, "B *L"], t: Float[Tensor, "*T"]
 ) -> Float[Tensor, "B *L"]:
     """The state alpha x_0 + sigma eps at time t, (B,) or ()."""
-    a, b = _levels(schedule, t, x0)
+    a, b = _levels(schedule, t, x0, eps)
     return a * x0 + b * eps
 
 
@@ -161,7 +168,7 @@ def x0_from_eps(
     schedule: Schedule, x: Float[Tensor, "B *L"], eps: Float[Tensor, "B *L"], t: Float[Tensor, "*T"]
 ) -> Float[Tensor, "B *L"]:
     """The data that x at time t stands for if its noise is eps. Gradient: to x and eps."""
-    a, b = _levels(schedule, t, x)
+    a, b = _levels(schedule, t, x, eps)
     return (x - b * eps) / a
 
 
@@ -169,7 +176,7 @@ def eps_from_x0(
     schedule: Schedule, x: Float[Tensor, "B *L"], x0: Float[Tensor, "B *L"], t: Float[Tensor, "*T"]
 ) -> Float[Tensor, "B *L"]:
     """The noise in x at time t if its data is x_0; undefined where sigma is 0."""
-    a, b = _levels(schedule, t, x)
+    a, b = _levels(schedule, t, x, x0)
     return (x - a * x0) / b
 
 
@@ -180,7 +187,7 @@ def eps_from_v(
 
     Source: Salimans and Ho 2022, appendix D.
     """
-    a, b = _levels(schedule, t, x)
+    a, b = _levels(schedule, t, x, v)
     return b * x + a * v
 
 
@@ -188,7 +195,7 @@ def v_from_eps(
     schedule: Schedule, x: Float[Tensor, "B *L"], eps: Float[Tensor, "B *L"], t: Float[Tensor, "*T"]
 ) -> Float[Tensor, "B *L"]:
     """The v = alpha eps - sigma x_0 of a noise prediction; variance-preserving schedules only."""
-    a, b = _levels(schedule, t, x)
+    a, b = _levels(schedule, t, x, eps)
     return (eps - b * x) / a
 
 
@@ -196,5 +203,5 @@ def eps_from_flow(
     schedule: Schedule, x: Float[Tensor, "B *L"], u: Float[Tensor, "B *L"], t: Float[Tensor, "*T"]
 ) -> Float[Tensor, "B *L"]:
     """The noise in x if the network says u = eps - x_0; for schedules with alpha + sigma = 1, as Flow."""
-    a, _ = _levels(schedule, t, x)
+    a, _ = _levels(schedule, t, x, u)
     return x + a * u

@@ -70,7 +70,7 @@ def ddim(
         eta: 0 is deterministic, 1 is ancestral.
 
     Returns:
-        Mean and std; the std is 0 where eta or the noise level at s is.
+        Mean and std, in the type of x or eps that has more digits; the std is 0 where eta or the noise level at s is.
 
     Raises:
         ValueError: If any s >= t, or the two times share an entry of a discrete schedule.
@@ -81,8 +81,8 @@ def ddim(
     a_s, b_s, r = _shape(schedule, t, s)
     std = eta * b_s * (1 - r**2).sqrt()
     direction = (b_s**2 - std**2).clamp_min(0).sqrt()
-    mean = bcast(a_s, x) * x0_from_eps(schedule, x, eps, t) + bcast(direction, x) * eps
-    return Gaussian(mean, bcast(std, x))
+    x0 = x0_from_eps(schedule, x, eps, t)
+    return Gaussian(bcast(a_s, x0) * x0 + bcast(direction, x0) * eps, bcast(std, x0))
 
 
 def score_scale(

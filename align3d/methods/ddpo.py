@@ -162,18 +162,19 @@ class DDPO:
         """The prediction, the mean log-likelihood and the divergence from the reference's of each transition."""
         import torch
 
+        from align3d.diffusion.schedule import at_least
         from align3d.diffusion.transition import ddim
 
         def step(eps: Tensor) -> tuple[Gaussian, Tensor]:
             gaussian = ddim(model.schedule, moves.x, eps, moves.t, moves.s, self.eta)
             return gaussian, gaussian.log_prob(moves.x_next) / moves.x_next[0].numel()  # not the sum: see the top
 
-        eps = model.predict(moves.x, moves.t, model.encode(moves.prompts)).to(moves.x.dtype)
+        eps = at_least(model.predict(moves.x, moves.t, model.encode(moves.prompts)), moves.x.dtype)
         gaussian, log_prob = step(eps)
         if not self.kl:
             return eps, log_prob, torch.zeros_like(log_prob)
         with model.reference():
-            ref, _ = step(model.predict(moves.x, moves.t, model.encode(moves.prompts)).to(moves.x.dtype))
+            ref, _ = step(at_least(model.predict(moves.x, moves.t, model.encode(moves.prompts)), moves.x.dtype))
         return eps, log_prob, ((gaussian.mean - ref.mean) / ref.std).square().flatten(1).mean(1) / 2
 
     def metrics(

@@ -138,7 +138,7 @@ class Nabla:
             ValueError: If beta is not set, or the score has no gradient or the wrong shape.
             NonFiniteError: If a prediction, reward or gradient is not finite; names the prompt.
         """
-        from align3d.diffusion.schedule import bcast
+        from align3d.diffusion.schedule import at_least, bcast
         from align3d.diffusion.transition import score_scale
         from align3d.gradients import dead
         from align3d.methods.scoring import prompts_of
@@ -162,9 +162,9 @@ class Nabla:
                     grad, reward = carried_back(model, batch, *at_sample)
                 g = self.residual(model, batch, grad)
                 with model.reference():
-                    eps_ref = model.predict(batch.x, batch.t, model.encode(batch.prompts)).to(g.dtype)
+                    eps_ref = at_least(model.predict(batch.x, batch.t, model.encode(batch.prompts)), g.dtype)
                 eps = batch.eps if kept else model.predict(batch.x, batch.t, model.encode(batch.prompts))
-                eps = eps.to(g.dtype)
+                eps = at_least(eps, g.dtype)
 
                 k = bcast(score_scale(model.schedule, batch.t, batch.s, self.eta), eps)
                 w = self.transition_weight(model, batch, k)
@@ -269,7 +269,7 @@ class Nabla:
         import torch
 
         from align3d.diffusion.sampler import require_finite
-        from align3d.diffusion.schedule import x0_from_eps
+        from align3d.diffusion.schedule import at_least, x0_from_eps
         from align3d.methods.scoring import part_size, scored
 
         R, size = len(batch.x), part_size(self.scenes, score, batch.rng.group)
@@ -284,8 +284,9 @@ class Nabla:
             if inner:
                 eps = batch.eps_next  # what the sampler predicted at x_s, taken as a constant
                 if self.jacobian:
-                    eps = model.predict(x[:inner], batch.s[:inner], model.encode(batch.prompts[:inner])).to(x.dtype)
-                x0 = torch.cat([x0_from_eps(model.schedule, x[:inner], eps, batch.s[:inner]), x[inner:]])
+                    eps = model.predict(x[:inner], batch.s[:inner], model.encode(batch.prompts[:inner]))
+                estimate = x0_from_eps(model.schedule, x[:inner], at_least(eps, x.dtype), batch.s[:inner])
+                x0 = torch.cat([estimate.to(x.dtype), x[inner:]])
             places = [f"at time {s:.3f}" for s in batch.s.tolist()]
             reward = scored(model, score, x0, batch.prompts, batch.rng, "nabla", places).reward
             (grad,) = torch.autograd.grad(reward.sum(), x)

@@ -84,7 +84,7 @@ class ReFL:
         import torch
 
         from align3d.diffusion.sampler import require_finite, rollout
-        from align3d.diffusion.schedule import x0_from_eps
+        from align3d.diffusion.schedule import at_least, x0_from_eps
         from align3d.methods.scoring import drift_from_reference, prompts_of, scored
 
         step = self.steps(len(times) - 1, rng).to(times.device)
@@ -96,9 +96,9 @@ class ReFL:
                 x = states[torch.arange(len(states), device=states.device), step]
 
         t = times[step]
-        eps = model.predict(x, t, model.encode(prompts)).to(x.dtype)
+        eps = at_least(model.predict(x, t, model.encode(prompts)), x.dtype)
         require_finite(eps.detach(), prompts, "prediction", [f"at step {k}" for k in step.tolist()])
-        x0 = x0_from_eps(model.schedule, x, eps, t)
+        x0 = x0_from_eps(model.schedule, x, eps, t).to(x.dtype)
         judged = scored(model, score, x0, prompts, rng, "refl", scenes=self.scenes, max_norm=self.max_norm)
 
         loss = -judged.reward if self.target is None else (self.target - judged.reward).relu()

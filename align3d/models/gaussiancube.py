@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.diffusion.guidance import guide
 from align3d.diffusion.schedule import eps_from_x0
-from align3d.models.splat_maps import multiply
 from align3d.models.text import CLIP_TOKENS
 from align3d.scenes.gaussians import Gaussians
 from align3d.scenes.raster import RasterConfig
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 CHANNELS = 14  # offset from the voxel 3, colour 3, opacity, scales 3, quaternion wxyz 4
 SH0 = 0.28209479177387814  # what a spherical harmonic of degree 0 is, everywhere
-TURN = (0.5**0.5, -(0.5**0.5), 0.0, 0.0)  # wxyz: from Z up to Y up; what faces -Y there faces +Z here
 RASTER = RasterConfig(eps2d=0.3, near=0.2)  # as the published renderer
 NOTHING = "unconditional"  # the only prompt of a model without condition
 
@@ -72,11 +70,12 @@ class Space:
         offset, colour, opacity, scale, quat = value.split((3, 3, 1, 3, 4), -1)
         axes = [torch.linspace(-self.bound, self.bound, n, device=x0.device) for n in x0.shape[2:]]
         voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
-        x, y, z = (self.size * (voxels + offset)).unbind(-1)
-        turn = quat.new_tensor(TURN).expand_as(quat)
+        x, y, z = (self.size * (voxels + offset)).unbind(-1)  # Z up; from there what faces -Y faces +Z here, Y up
+        q = (0.5**0.5 * F.normalize(quat, dim=-1)).unbind(-1)
+        turned = [q[0] + q[1], q[1] - q[0], q[2] + q[3], q[3] - q[2]]  # with them: (1, -1, 0, 0) / sqrt 2 times q
         return Gaussians(
             means=torch.stack([x, z, -y], -1),
-            quats=multiply(turn, F.normalize(quat, dim=-1)),
+            quats=torch.stack(turned, -1),
             scales=self.size * scale.clamp(0, 1),
             opacities=opacity[..., 0].clamp(0, 1),
             colors=(SH0 * colour + 0.5).clamp(0, 1),
@@ -151,7 +150,9 @@ class GaussianCube:
         return number
 
     def predict(self, x: Float[Tensor, "B *L"], t: Float[Tensor, "B"], cond: CubeCond) -> Float[Tensor, "B *L"]:
-        """The noise in x, with guidance, float32.
+        """The noise in x, with guidance; float64, as the noisiest states say hardly anything about the data.
+
+        Where alpha is 5e-5, as in the first step, float32 would keep one digit of how two clean cubes differ.
 
         Args:
             x: States at times t.
@@ -160,7 +161,8 @@ class GaussianCube:
 
         Gradient: to x and to the adapter.
         """
-        return eps_from_x0(self.schedule, x, self.clean(x, self.schedule.index(t).float(), cond), t)
+        x0 = self.clean(x, self.schedule.index(t).float(), cond)
+        return eps_from_x0(self.schedule, x.double(), x0.double(), t)
 
     def clean(self, x: Float[Tensor, "B *L"], labels: Float[Tensor, "B"], cond: CubeCond) -> Float[Tensor, "B *L"]:
         """The clean cube that the network sees in x, with guidance, float32.
