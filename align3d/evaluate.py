@@ -147,7 +147,7 @@ def evaluate(
     features: FeatureNetwork | None = None,
     batch_size: int = 8,
     keep: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
 ) -> Evaluation:
     """Samples every prompt with every seed and scores what fixed cameras see of it, without gradients.
 
@@ -164,7 +164,7 @@ def evaluate(
         features: What gives the features, for `metrics.frechet_distance` and `metrics.diversity`; None gives none.
         batch_size: Samples at a time.
         keep: Whether to keep the pictures, for diversity and distances: 3 H W V bytes a sample.
-        progress: Called with the samples done and their total.
+        progress: Called with the samples done, parts of one too while a batch is under way, and their total.
 
     Raises:
         ValueError: If there are no prompts, seeds or rewards, one is there twice, cameras are for many scenes, a
@@ -186,7 +186,7 @@ def evaluate(
     want = tuple(sorted({"rgb"}.union(*(reward.needs for reward in rewards.values()))))
     scores, pictures, seen, done, total = [], [], [], 0, len(prompts) * len(seeds)
     with torch.no_grad():
-        for batch in generate(model, prompts, seeds, batch_size):
+        for batch in generate(model, prompts, seeds, batch_size, progress):
             check_scene(batch.scene, batch.prompts)
             views = batch.scene.render(_repeat(cameras, len(batch.prompts)), want=want)
             rows = [score(name, reward, views, batch.prompts) for name, reward in rewards.items()]
@@ -198,7 +198,7 @@ def evaluate(
                 pictures.append((views.rgb.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
             done += len(batch.prompts)
             if progress is not None:
-                progress(done, total)
+                progress(float(done), total)
     grid = (len(prompts), len(seeds))
     return Evaluation(
         prompts=tuple(prompts),

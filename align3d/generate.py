@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from align3d.rng import Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from align3d.types import BaseModel, Scene
 
@@ -23,7 +26,13 @@ class Batch:
     rng: Streams  # of these samples; the noise came from it, and whatever looks at them may draw from it too
 
 
-def generate(model: BaseModel, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 8) -> Iterator[Batch]:
+def generate(
+    model: BaseModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int = 8,
+    progress: Callable[[float, int], None] | None = None,
+) -> Iterator[Batch]:
     """Samples, batch by batch, without gradients.
 
     The noise of a sample depends on its prompt and seed alone: not on the other prompts, the batch size or the adapter,
@@ -34,6 +43,7 @@ def generate(model: BaseModel, prompts: Sequence[str], seeds: Sequence[int], bat
         prompts: Texts.
         seeds: Each gives one sample per prompt.
         batch_size: Samples at a time; more needs more memory.
+        progress: Called while a batch is under way, with the samples done, parts of them too, and their total.
 
     Yields:
         A batch as soon as it is there.
@@ -54,6 +64,24 @@ def generate(model: BaseModel, prompts: Sequence[str], seeds: Sequence[int], bat
     for first in range(0, len(pairs), batch_size):
         texts, numbers = zip(*pairs[first : first + batch_size], strict=True)
         rng = Streams(("generate",), tuple((seed, "generate", text) for text, seed in zip(texts, numbers, strict=True)))
+        tell = None if progress is None else functools.partial(_part, progress, first, len(texts), len(pairs))
         with torch.no_grad():  # ends before the yield: the caller's own mode holds in the caller's loop
-            scene = model.decode(sample(model, texts, times, rng))
+            scene = model.decode(sample(model if tell is None else _telling(model, tell), texts, times, rng))
         yield Batch(texts, numbers, scene, rng)
+
+
+def _part(progress: Callable[[float, int], None], done: int, batch: int, total: int, share: float) -> None:
+    progress(done + batch * share, total)
+
+
+def _telling(model: BaseModel, tell: Callable[[float], None]) -> Any:
+    """As much of a model as is sampled from; it tells which share of a batch is done, before each prediction."""
+    asked = itertools.count()
+
+    def predict(x: Any, t: Any, cond: Any) -> Any:
+        tell(next(asked) / model.steps)
+        return model.predict(x, t, cond)
+
+    names = ("schedule", "steps", "latent_shape", "adapter", "encode", "decode", "reference")
+    own = {"solve": functools.partial(model.solve, tell=tell)} if hasattr(model, "solve") else {}
+    return SimpleNamespace(predict=predict, **own, **{name: getattr(model, name) for name in names})

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 from align3d.files import atomic_write, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "transformers", "peft")  # whose versions a run records
 MAX_JSON = 1 << 24  # bytes of a JSON file, or of one line of metrics, that we are willing to read
 TERM = "term_"  # how the columns of the terms of a combined reward begin
 WATCHED = "watch_"  # how the columns of a look begin; some have an error beside them, ..._error
+EVERY = 10.0  # seconds between lines of progress
 MAX_SHOWN = 1e9  # seconds; a longer time left is not worth a number
 
 
@@ -207,6 +210,33 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def counting(name: str, what: str = "samples", brief: bool = False) -> Callable[[float, int], None]:
+    """Lines on standard error, of how many of some things are done: the first, the last, and one now and then.
+
+    Args:
+        name: What is under way.
+        what: The things.
+        brief: Whether to say nothing of what takes less than EVERY seconds.
+
+    Returns:
+        To be called with the number done, which may end in a part of one, and their total.
+    """
+    begun = shown = time.monotonic()
+    silent = True
+
+    def tell(done: float | int, total: int) -> None:
+        nonlocal shown, silent
+        now = time.monotonic()
+        worth = done >= 1 if silent and not brief else done == total and not silent
+        if done > 0 and (worth or now - shown >= EVERY):
+            shown, silent = now, False
+            left = duration((now - begun) / done * (total - done))
+            number = f"{done:.1f}".removesuffix(".0")
+            print(f"{name}: {number}/{total} {what}, {left} left", file=sys.stderr, flush=True)
+
+    return tell
 
 
 class Progress:

@@ -47,12 +47,16 @@ class Sampling:
         """Draw and score samples of the model, which has learnt for `done` updates."""
         from align3d.evaluate import evaluate
         from align3d.generate import generate
+        from align3d.log import counting
         from align3d.scenes.pictures import save_turntable, turntable
 
         seeds = range(self.seed, self.seed + SEEDS)
         with drawing(self.out, done) as folder:
-            save(folder, evaluate(model, self.prompts, seeds, self.rewards, batch_size=self.batch_size))
-            for i, batch in enumerate(generate(model, self.prompts[:TURNED], seeds[:1], batch_size=1)):
+            tell = counting(f"pictures after update {done}", brief=True)
+            seen = evaluate(model, self.prompts, seeds, self.rewards, batch_size=self.batch_size, progress=tell)
+            save(folder, seen)
+            tell = counting(f"turntables after update {done}", brief=True)
+            for i, batch in enumerate(generate(model, self.prompts[:TURNED], seeds[:1], 1, tell)):
                 save_turntable(folder / f"{i:02}.webp", turntable(batch.scene, FRAMES, SIDE))
 
 

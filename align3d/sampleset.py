@@ -42,7 +42,7 @@ def measure(
     *,
     batch_size: int = 8,
     pictures: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
 ) -> Evaluation:
     """Samples every prompt with every seed; gives their rewards, features and pictures, in memory.
 
@@ -59,7 +59,7 @@ def measure(
         cameras: (1, V); None takes `evaluate.evaluation_cameras()`.
         batch_size: Samples at a time.
         pictures: Of so many seeds of each prompt, the first, pictures are kept.
-        progress: Called with the samples done and their total.
+        progress: As for `evaluate`.
 
     Raises:
         ValueError: As `evaluate` says.
@@ -179,7 +179,7 @@ class Grid:
         model: BaseModel,
         rank: int = 0,
         world: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[float, int], None] | None = None,
     ) -> None:
         """Measure the blocks that are not in a folder; of those, this process's share.
 
@@ -188,14 +188,14 @@ class Grid:
             model: The generator as it is; for the base model under `with model.reference():`.
             rank: This process.
             world: The number of processes.
-            progress: Called with this process's samples done and their total.
+            progress: As for `evaluate`, of this process's samples.
         """
         blocks = self.blocks()
         mine = [i for i in self.missing(folder) if i % world == rank]  # by number: others are writing theirs
         sizes = [len(blocks[i]) * len(self.seeds) for i in mine]
         for k, i in enumerate(mine):
 
-            def tell(done: int, _: int, before: int = sum(sizes[:k])) -> None:
+            def tell(done: float, _: int, before: int = sum(sizes[:k])) -> None:
                 if progress is not None:
                     progress(before + done, sum(sizes))
 

@@ -245,11 +245,13 @@ class Watching:
 
     def measured(self, model: BaseModel, seeds: Sequence[int]) -> Evaluation:
         """Samples of the model as it is; without a feature network, with their pictures."""
+        from align3d.log import counting
         from align3d.sampleset import measure
 
         kept = 0 if self.features is not None else len(seeds)
         arguments = (self.prompts, seeds, self.rewards, self.features, self.cameras)
-        return measure(model, *arguments, batch_size=self.batch_size, pictures=kept)
+        tell = counting("watching", brief=True)
+        return measure(model, *arguments, batch_size=self.batch_size, pictures=kept, progress=tell)
 
     def describe(self) -> None:
         """Write base.json: the numbers of the base model, whose FID is the floor."""

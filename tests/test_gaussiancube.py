@@ -1,6 +1,7 @@
 """GaussianCube on tiny checkpoints: network, sampler and Gaussians against the published code, and the contract."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -320,6 +321,20 @@ def test_rows_do_not_mix(folders, kind):
         both = model.solve(torch.cat([inputs()[0][:1], 3 * inputs()[2]]), cond)
         alone = model.solve(3 * inputs()[2], cond.rows(torch.tensor([1])))
     torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_sampling_tells_how_far_it_is(folders, kind):
+    """From nothing to nearly everything, and never backwards but for a step that was too long; it changes nothing."""
+    model, told = load(folders, kind, guidance=1.0), []
+    cond, noise = model.encode(PROMPTS[kind]), torch.cat([inputs()[2], inputs()[0][:1]])
+    with torch.no_grad():
+        found = model.solve(noise, cond, told.append)
+        torch.testing.assert_close(found, model.solve(noise, cond), rtol=0, atol=0)
+    assert told[0] == 0 and 0.8 < told[-1] <= 1 and all(0 <= share <= 1 for share in told)
+    if kind == "text":
+        assert sum(b < a - 1e-6 for a, b in pairwise(told)) < len(told) / 3
+    else:
+        assert told == pytest.approx([i / len(told) for i in range(len(told))])
 
 
 def test_pictures_are_sampled_by_the_published_sampler_unless_asked_otherwise(folders, kind):

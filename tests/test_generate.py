@@ -46,6 +46,15 @@ def test_a_model_without_adapter():
     assert torch.equal(batch.scene.means, same.scene.means)
 
 
+def test_it_tells_how_far_it_is():
+    """Before each prediction; what is sampled is the same."""
+    told = []
+    batches = list(generate(Toy().load(), PROMPTS, [0, 1], 3, lambda *done: told.append(done)))
+    assert told == [(0.0, 4), (0.75, 4), (1.5, 4), (2.25, 4), (3.0, 4), (3.25, 4), (3.5, 4), (3.75, 4)]
+    for batch, same in zip(batches, generate(Toy().load(), PROMPTS, [0, 1], 3), strict=True):
+        assert torch.equal(batch.scene.means, same.scene.means)
+
+
 @pytest.mark.parametrize(("prompts", "seeds", "size"), [([], [0], 8), (PROMPTS, [], 8), (PROMPTS, [0], 0)])
 def test_nothing_to_sample(prompts, seeds, size):
     with pytest.raises(ValueError, match="generate needs prompts, seeds and a batch size, got"):

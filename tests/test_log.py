@@ -156,6 +156,34 @@ def test_a_terminal_gets_a_bar():
     assert "4/4" in text and "reward 0.5" in text and "s/step" in text and "left" in text
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when a test says so."""
+    now = [100.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_what_is_counted_is_told_now_and_then(clock, capsys):
+    tell, told = log.counting("base (1 of 2)"), []
+    for seconds, done in ((1, 0.5), (1, 1), (1, 2), (9, 2.25), (5, 3), (1, 4)):
+        clock[0] += seconds
+        tell(done, 4)
+        told.append(capsys.readouterr().err)
+    first, late, last = "1/4 samples, 6 s left\n", "2.2/4 samples, 9 s left\n", "4/4 samples, 0 s left\n"
+    assert told == ["", *(f"base (1 of 2): {line}" if line else "" for line in (first, "", late, "", last))]
+
+
+def test_what_is_quick_is_not_told(clock, capsys):
+    quick, slow = (log.counting("pictures", brief=True) for _ in range(2))
+    for tell, seconds in ((quick, 1), (slow, 11)):
+        tell(0.0, 2)
+        clock[0] += seconds
+        tell(1, 2)
+        tell(2, 2)
+    assert capsys.readouterr().err == "pictures: 1/2 samples, 12 s left\npictures: 2/2 samples, 0 s left\n"
+
+
 def test_peak_memory_is_that_of_a_process_with_torch_in_it():
     import torch
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
-import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,11 +13,11 @@ from align3d.commands.inputs import MAX_SEED, check_pictures, check_range, read_
 from align3d.commands.listed import listed
 from align3d.config import described, name_of
 from align3d.evaluate import spread
-from align3d.log import duration, plain, read_json
+from align3d.log import counting, plain, read_json
 from align3d.rewards import REWARDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from align3d.commands.adapters import Models, Tuned
     from align3d.evaluate import Evaluation
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 
 ABOUT = "evaluation.json"  # in the folder: what is measured
 SETS = "sets"
-EVERY = 10.0  # seconds between lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +231,7 @@ def gather(work: Plan, tuned: Sequence[Tuned], models: Models) -> dict[str, Eval
             grid, one = sets[name]
             with source(models, one) as model:
                 # the first process of one set is the second of the next, so that none has all the odd blocks
-                tell = progress(f"{name} ({k + 1} of {len(missing)})", rank)
+                tell = None if rank else counting(f"{name} ({k + 1} of {len(missing)})")
                 grid.fill(work.out / SETS / name, model, (rank + k) % world, world, tell)
         distributed.anyone(False)  # until all have written theirs
         if rank:
@@ -266,20 +262,3 @@ def source(models: Models, one: Tuned | None) -> Iterator[Any]:
     """The base model, or a tuned one."""
     with models.base() if one is None else models.tuned(one) as model:
         yield model
-
-
-def progress(name: str, rank: int, what: str = "samples") -> Callable[[int, int], None] | None:
-    """Lines on standard error: the first, the last, and one now and then."""
-    if rank:
-        return None
-    begun, shown = time.monotonic(), -math.inf
-
-    def tell(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown >= EVERY or done == total:
-            shown = now
-            left = duration((now - begun) / done * (total - done))
-            print(f"{name}: {done}/{total} {what}, {left} left", file=sys.stderr, flush=True)
-
-    return tell

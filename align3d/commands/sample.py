@@ -55,6 +55,7 @@ def run(options: Sample, *, names: dict[str, str], model: Any) -> None:
     """Sample, and write each sample as soon as it is there."""
     from align3d.files import replacing
     from align3d.generate import generate
+    from align3d.log import counting
 
     prompts = gather(options.prompt, options.prompts)
     new_folder(options.out)
@@ -68,7 +69,8 @@ def run(options: Sample, *, names: dict[str, str], model: Any) -> None:
     generator = load_model(model, names["model"], options.device)
     seeds = range(options.seed, options.seed + options.num)
     rows: list[dict[str, Any]] = []
-    for batch in generate(generator, prompts, seeds, options.batch_size):
+    progress = counting("sampling", brief=True)
+    for batch in generate(generator, prompts, seeds, options.batch_size, progress):
         rewards = judge(batch, scores)
         for i, prompt in enumerate(batch.prompts):
             number = len(rows) // options.num  # of the prompt

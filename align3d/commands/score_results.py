@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from align3d.commands.adapters import NAME
 from align3d.commands.inputs import choose_device, read_prompt_list
-from align3d.commands.judging import progress, told
+from align3d.commands.judging import told
 from align3d.commands.listed import listed
 from align3d.judged.names import some
-from align3d.log import count
+from align3d.log import count, counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ def run(options: Score) -> None:
         for k, method in enumerate(found):
             own = method.all_pieces
             first = sum(len(before.all_pieces) for before in found[:k])
-            tell = progress(f"{method.name} ({k + 1} of {len(found)})", 0, "results")
+            tell = counting(f"{method.name} ({k + 1} of {len(found)})", "results")
             scores[method.name] = judge(judges, own, shapes[first : first + len(own)], book, tell)
         write(options, judges, prompts, found, scores, book)
 

@@ -18,7 +18,7 @@ from align3d.scenes.gaussians import Gaussians
 from align3d.scenes.raster import RasterConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -187,11 +187,18 @@ class GaussianCube:
         text = None if cond.text is None else cond.text.to(dtype)
         return self.network(x.to(dtype), labels, text, cond.classes).float()
 
-    def solve(self, noise: Float[Tensor, "B *L"], cond: CubeCond) -> Float[Tensor, "B *L"] | None:
-        """The clean cubes of standard normal noise, by the deterministic sampler; None: there is none, steps it is."""
+    def solve(
+        self, noise: Float[Tensor, "B *L"], cond: CubeCond, tell: Callable[[float], None] | None = None
+    ) -> Float[Tensor, "B *L"] | None:
+        """The clean cubes of standard normal noise, by the deterministic sampler; None: there is none, steps it is.
+
+        `tell` is called before each prediction with the share of the way that lies behind the slowest row.
+        """
         from align3d.diffusion.dpm_solver import adaptive, multistep
 
         def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+            if tell is not None:
+                tell(self.way(t))
             return self.clean(x, self.label(t), cond.rows(rows))
 
         if self.sampler == "ancestral":
@@ -199,6 +206,21 @@ class GaussianCube:
         if self.sampler == "adaptive":
             return adaptive(denoise, noise, self.levels)
         return multistep(denoise, noise, self.levels, self.sampler_steps, int(self.sampler[-1]))
+
+    def way(self, t: Float[Tensor, "B"]) -> float:
+        """The share of the way of the deterministic sampler that lies behind the noisiest of some times.
+
+        Steps of a given number are even in time; those that adapt themselves are more nearly so in lambda.
+        """
+        import torch
+
+        from align3d.diffusion.dpm_solver import END
+
+        noisiest = t.max()
+        if self.sampler != "adaptive":
+            return float((1 - noisiest) / (1 - END))
+        first, last, now = self.levels.lam(torch.stack([t.new_tensor(1.0), t.new_tensor(END), noisiest]))
+        return float((now - first) / (last - first))
 
     def label(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
         """What the network is told of times of the deterministic sampler.
