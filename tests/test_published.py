@@ -187,5 +187,5 @@ def test_what_is_not_given_is_asked_for(roots, tmp_path):
         DiffSplatSD15(weights=tmp_path / "none").load()
     with pytest.raises(ValueError, match=r"give --model\.cache, a folder that `align3d embed` wrote, or --model\.text"):
         DiffSplatPAS(weights=roots["pas"]).load()
-    with pytest.raises(ValueError, match="steps and rank must be at least 1"):
+    with pytest.raises(ValueError, match=r"model\.steps must be at least 1, got 0"):
         DiffSplatPAS(steps=0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from align3d.models.lora import adapted, check_options
 from align3d.weights import load_part
 
 if TYPE_CHECKING:
@@ -30,14 +31,7 @@ class Embedded:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the denoiser; auto = bfloat16 where it is fast
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"model.steps must be at least 1, got {self.steps}")
-        if self.rank < 1:
-            raise ValueError(f"model.rank must be at least 1, got {self.rank}")
-        if not 0 < self.alpha <= 1e4:
-            raise ValueError(f"model.alpha must be above 0 and at most 10000, got {self.alpha}")
-        if not 0 <= self.guidance <= 100:
-            raise ValueError(f"model.guidance must be 0 to 100, got {self.guidance}")
+        check_options(self)
 
     def text_source(self, device: str = "cpu", precision: Any = "float32", offload: bool = False) -> TextSource:
         """The text encoder, without the other networks: so small that it is float32 and never moved.
@@ -69,7 +63,6 @@ class Embedded:
 
         from align3d.diffusion.schedule import DiscreteVP
         from align3d.models.diffsplat import DiffSplat
-        from align3d.models.lora import Adapter
         from align3d.models.nets.codec import PATCH
         from align3d.models.nets.denoisers import PixArt
         from align3d.models.splat_maps import SplatMaps
@@ -79,14 +72,9 @@ class Embedded:
         network, codec, text = load_networks(self.weights or ASSETS)
         V, schedule = codec.config.num_views, DiscreteVP()
         denoiser = PixArt(network, V, schedule.index)
-        for part in (network, codec, text):
-            part.requires_grad_(False).eval()
-        adapter = Adapter(network, self.rank, self.alpha)
-        if self.adapter is not None:
-            adapter.load(self.adapter)
-        for part in (network, codec, text):  # last, so that the adapter starts from the same numbers everywhere
-            part.to(device)
-
+        adapter = adapted(network, self.rank, self.alpha, self.adapter, device)
+        for part in (codec, text):
+            part.requires_grad_(False).eval().to(device)
         size = codec.config.sample_size
         return DiffSplat(
             denoiser=denoiser,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.models.embedded import bfloat16_is_fast
+from align3d.models.lora import adapted, check_options
 from align3d.models.text_options import TextOptions
 from align3d.pretrained.legacy import converted_or_published, read_legacy
 
@@ -65,12 +66,7 @@ class Published(TextOptions):
     encoder = "clip"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.rank < 1 or self.sampler_steps < 3:
-            got = f"{self.steps}, {self.rank} and {self.sampler_steps}"
-            raise ValueError(f"model.steps and rank must be at least 1, sampler_steps at least 3, got {got}")
-        if not 0 < self.alpha <= 1e4 or not 0 <= self.guidance <= 100:
-            got = f"{self.alpha} and {self.guidance}"
-            raise ValueError(f"model.alpha must be above 0 and at most 10000, guidance 0 to 100, got {got}")
+        check_options(self, sampler_steps=3)
 
     def schedule(self) -> Any:
         """Noise levels, a cosine."""
@@ -183,15 +179,11 @@ class Published(TextOptions):
         """
         from align3d.diffusion.dpm_solver import Levels
         from align3d.models.gaussiancube import GaussianCube
-        from align3d.models.lora import Adapter
 
         own, schedule = network.architecture, self.schedule()
         classes = self.read_classes(own.classes)
-        network.requires_grad_(False).eval()
-        adapter = Adapter(network, self.rank, self.alpha, LAYERS[self.layers], fewest="attention")
-        if self.adapter is not None:
-            adapter.load(self.adapter)
-        network.to(device)  # last, so that the adapter starts from the same numbers everywhere
+        targets = LAYERS[self.layers]
+        adapter = adapted(network, self.rank, self.alpha, self.adapter, device, targets, fewest="attention")
         return GaussianCube(
             network=network,
             schedule=schedule,

@@ -1,10 +1,13 @@
-"""LoRA adapters, by peft: the trainable part of a generator, switched off for the reference."""
+"""LoRA adapters, by peft: the trainable part of a generator, switched off for the reference.
+
+And what is refused of the options that all generators with one have: rank, alpha, guidance and steps.
+"""
 
 from __future__ import annotations
 
 import json
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align3d.models.lora_files import PEFT, PEFT_CONFIG, PEFT_PREFIX, read
 
@@ -17,6 +20,57 @@ if TYPE_CHECKING:
     from align3d.models.lora_files import LoraFile
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # attention and feed-forward of all blocks
+
+
+def check_options(options: Any, **least: int) -> None:
+    """Refuse options of a generator that are out of range.
+
+    Args:
+        options: With the fields rank, alpha, guidance and steps.
+        least: The least that further fields may be.
+
+    Raises:
+        ValueError: Names the field.
+    """
+    for name, low in {"steps": 1, "rank": 1, **least}.items():
+        if getattr(options, name) < low:
+            raise ValueError(f"model.{name} must be at least {low}, got {getattr(options, name)}")
+    if not 0 < options.alpha <= 1e4:
+        raise ValueError(f"model.alpha must be above 0 and at most 10000, got {options.alpha}")
+    if not 0 <= options.guidance <= 100:
+        raise ValueError(f"model.guidance must be 0 to 100, got {options.guidance}")
+
+
+def adapted(
+    network: nn.Module,
+    rank: int,
+    alpha: float,
+    folder: Path | None,
+    device: str,
+    targets: Sequence[str] = TARGETS,
+    fewest: str = "blocks",
+) -> Adapter:
+    """The adapter of a network, which is frozen, changed in place and moved.
+
+    Args:
+        network: On the CPU.
+        rank: Of the adapter, as alpha, targets and fewest; see there.
+        alpha: Of the adapter.
+        folder: Where its matrices are read from; None: they have no effect yet.
+        device: Where the network shall live.
+        targets: Of the adapter.
+        fewest: Of the adapter.
+
+    Raises:
+        FileNotFoundError: If there is no adapter in the folder.
+        ValueError: If it does not fit, or the rank is too high.
+    """
+    network.eval()
+    adapter = Adapter(network, rank, alpha, targets, fewest=fewest)
+    if folder is not None:
+        adapter.load(folder)
+    network.to(device)  # last, so that the adapter starts from the same numbers everywhere
+    return adapter
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.models.embedded import bfloat16_is_fast
+from align3d.models.lora import adapted, check_options
 from align3d.models.text_options import TextOptions
 from align3d.weights import NotItsWeights, Weights, build, fill, load_part
 
@@ -66,12 +67,7 @@ class Published(TextOptions):
     sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]]  # what -> repository -> patterns of its files
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.rank < 1 or self.decode_rows < 0:
-            got = f"{self.steps}, {self.rank} and {self.decode_rows}"
-            raise ValueError(f"model.steps and rank must be at least 1, decode_rows at least 0, got {got}")
-        if not 0 < self.alpha <= 1e4 or not 0 <= self.guidance <= 100:
-            got = f"{self.alpha} and {self.guidance}"
-            raise ValueError(f"model.alpha must be above 0 and at most 10000, guidance 0 to 100, got {got}")
+        check_options(self, decode_rows=0)
 
     def schedule(self) -> Any:
         """Noise levels, and the sampler's times."""
@@ -112,7 +108,6 @@ class Published(TextOptions):
         import torch
 
         from align3d.models.diffsplat import DiffSplat, plucker_rays, plucker_rays_published
-        from align3d.models.lora import Adapter
         from align3d.models.nets import denoisers
         from align3d.models.splat_maps import SplatMaps
         from align3d.scenes.cameras import canonical, to_device
@@ -126,15 +121,10 @@ class Published(TextOptions):
         schedule = self.schedule()
         label = {} if self.prediction == "flow" else {"label": schedule.index}
         denoiser = getattr(denoisers, self.denoiser)(network, VIEWS, softmax=self.softmax, **label)
-        for part in (network, codec):
-            part.requires_grad_(False).eval()
-        adapter = Adapter(network, self.rank, self.alpha, LAYERS[self.layers])
-        if self.adapter is not None:
-            adapter.load(self.adapter)
+        adapter = adapted(network, self.rank, self.alpha, self.adapter, device, LAYERS[self.layers])
+        codec.requires_grad_(False).eval().to(device)
         if self.recompute:
             network.enable_gradient_checkpointing()
-        for part in (network, codec):  # last, so that the adapter starts from the same numbers everywhere
-            part.to(device)
         side, channels = network.config.sample_size, codec.config.latent_channels
         pixels = side * codec.factor
         cameras = to_device(canonical(1, pixels, pixels), torch.zeros((), device=device))
