@@ -73,6 +73,15 @@ def test_list_and_version(capsys):
     assert capsys.readouterr().out.startswith("align3d ")
 
 
+def test_help_names_the_methods_that_a_command_takes(capsys):
+    for command, takes, other in (("train", "nabla", "sds"), ("optimize", "sds", "nabla")):
+        assert main([command, "--help"]) == 0
+        flag = (
+            " ".join(capsys.readouterr().out.replace("│", " ").split()).partition("--method NAME")[2].partition("--")[0]
+        )
+        assert takes in flag.replace(",", " ").split() and other not in flag.replace(",", " ").split()
+
+
 def test_help_of_a_command_by_its_name(capsys):
     assert main(["help", "train"]) == 0
     by_name = capsys.readouterr().out

@@ -5,6 +5,7 @@ The first line of the dataclass's docstring is the command's line in `align3d --
 - `parts`: kinds (keys of TABLES) that are chosen by name, each with its default; None where the user must choose.
   `--reward dnc` picks the class, whose own fields become the flags `--reward.FIELD`.
 - `groups`: further dataclasses, name -> "module:Class", whose fields become the flags `--NAME.FIELD`.
+- `optimises`: what methods must optimise, "model" or "scene", to be named in its help.
 - `shorthands`: flag -> longer flag that it stands for.
 - `first`: the flag that a word stands for which comes first, without a flag.
 - `defaults`: a function from the arguments to defaults: kind -> options and "name"; "options" has the command's own.

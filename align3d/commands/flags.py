@@ -56,7 +56,8 @@ def parse(options_class: type, command: str, args: Sequence[str]) -> tuple[Any, 
     classes = {kind: part for kind, part in found.items() if isinstance(part, type) and is_dataclass(part)}
     classes |= {name: registry.load({}, path, "options") for name, path in groups.items()}
     layout: list[tuple[Any, ...]] = [_own(options_class, before.get("options", {}))]
-    layout += [_name_flag(kind, default) for kind, default in parts.items()]
+    optimises = getattr(options_class, "optimises", None)
+    layout += [_name_flag(kind, default, optimises=optimises) for kind, default in parts.items()]
     for name, part in classes.items():
         told = before.get(name, {})  # options of an earlier run are this one's defaults, if it is the same part
         same = told and told.get("name", names.get(name)) == names.get(name)
@@ -118,12 +119,13 @@ def _known(kind: str, before: Mapping[str, Mapping[str, Any]]) -> str | None:
     return name if isinstance(name, str) and name in table(kind) else None
 
 
-def _name_flag(kind: str, default: str | None, above: str = "") -> tuple[Any, ...]:
+def _name_flag(kind: str, default: str | None, above: str = "", optimises: str | None = None) -> tuple[Any, ...]:
     """The field behind `--kind`, or `--above.kind`; its value was read before: it documents and consumes the flag."""
-    known = [
-        name if getattr(load_part(kind, name), "differentiable", True) else f"{name} (not differentiable)"
-        for name in sorted(table(kind))
-    ]
+    parts = {name: load_part(kind, name) for name in sorted(table(kind))}
+    if kind == "method" and optimises is not None:
+        parts = {name: part for name, part in parts.items() if getattr(part, "optimises", "model") == optimises}
+    hard = {name for name, part in parts.items() if not getattr(part, "differentiable", True)}
+    known = [f"{name} (not differentiable)" if name in hard else name for name in parts]
     note = f"one of {', '.join(known)}, or package.module:attribute; "
     note += 'or a sum, such as "hpsv2.1 + 0.2*dnc"; ' if kind == "reward" else ""
     note += "its own options are below" if default is not None else f"`--{kind} NAME --help` shows its own options"

@@ -93,6 +93,7 @@ class Optimize:
         "--weighting": "--method.weighting.kind",
         "--candidates": "--method.explore.candidates",
     }
+    optimises: ClassVar[str] = "scene"
 
 
 def run(

@@ -85,6 +85,7 @@ class Train:
         "--stop-when": "--watch.stop-when",
     }
     many_processes: ClassVar[bool] = True
+    optimises: ClassVar[str] = "model"
 
 
 def run(
