@@ -106,7 +106,7 @@ class Weights:
 
         path = self.paths.get(key) or next(iter(self.paths.values()))
         try:
-            value = self._open[key].get_tensor(key) if self.held is None else self.held[key]
+            value = self._open[key].get_tensor(key) if self.held is None else self.held[key].contiguous()
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); copy it again") from error
         require_numbers(path, key, value)

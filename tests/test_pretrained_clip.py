@@ -23,6 +23,7 @@ from align3d.pretrained.clip import (
 from align3d.pretrained.legacy import read_legacy
 from align3d.pretrained.once import read_once
 from align3d.pretrained.openclip import renamed
+from align3d.weights import Weights
 
 CPU, WEIGHTS = torch.device("cpu"), "model.safetensors"
 
@@ -219,13 +220,38 @@ def test_legacy_files_of_either_format(tmp_path):
         read_legacy(tmp_path / "nothing.pt")
 
 
+STORED = torch.arange(24.0)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
-def test_numbers_that_are_not_in_the_file(tmp_path, zipped):
+@pytest.mark.parametrize(
+    "view",
+    [
+        torch.zeros(1).expand(1 << 14, 1 << 12),
+        torch.zeros(600).as_strided((500, 100), (1, 1)),
+        torch.zeros(2, 1, 3).expand(2, 2, 3),
+        STORED.as_strided((2, 3, 4), (4, 8, 0)),
+        STORED.as_strided((4, 6), (1, 3)),
+        STORED.as_strided((3, 4), (8, 2)),
+        torch.zeros(3, device="meta"),
+    ],
+    ids=["one number", "overlapping", "a stride of 0", "another stride of 0", "some twice", "with gaps", "meta"],
+)
+def test_numbers_that_are_not_in_the_file(tmp_path, zipped, view):
     """A kilobyte must not become gigabytes: they would be, as soon as the tensor is copied."""
-    for view in (torch.zeros(1).expand(1 << 14, 1 << 12), torch.zeros(600).as_strided((500, 100), (1, 1))):
-        torch.save({"a": view}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ValueError, match=r"x.pt is damaged.* does not hold all numbers of a$"):
-            read_legacy(tmp_path / "x.pt")
-    whole = torch.zeros(6, 3)
-    torch.save({"a": whole, "same": whole, "none": torch.zeros(0), "part": whole[2:]}, tmp_path / "x.pt")
-    assert len(read_legacy(tmp_path / "x.pt")) == 4
+    torch.save({"a": view}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"x.pt is damaged.* does not hold all numbers of a$"):
+        read_legacy(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numbers_that_are_all_in_the_file(tmp_path, zipped):
+    """In whichever order; a network gets them in that of its axes."""
+    cube, long = STORED.view(2, 3, 4), STORED.view(6, 4)
+    state = {"a": long, "same": long, "none": torch.zeros(0, 3), "part": long[2:], "one": torch.tensor(2.0)}
+    state |= {"turned": long.T, "last": cube.permute(2, 0, 1), "thin": STORED.as_strided((1, 24, 1), (7, 1, 0))}
+    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    found = read_legacy(tmp_path / "x.pt")
+    assert found.keys() == state.keys() and all(torch.equal(found[name], value) for name, value in state.items())
+    with Weights({"": tmp_path / "x.pt"}, found) as weights:
+        assert all(weights.tensor(name).is_contiguous() for name in state)

@@ -44,14 +44,21 @@ def load_legacy(path: Path) -> Any:
 
 
 def is_whole(tensor: Tensor, path: Path) -> bool:
-    """Whether all numbers of a tensor are in its file, one after the other.
+    """Whether all numbers of a tensor are in its file, each once; its axes may lie there in any order.
 
     A view could name the same ones again and again, and take any amount of memory once it is copied.
     """
     import torch
 
-    dense = tensor.layout == torch.strided and tensor.is_contiguous()
-    return dense and tensor.numel() * tensor.element_size() <= path.stat().st_size
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() * tensor.element_size() > path.stat().st_size:
+        return False
+    axes = sorted(zip(tensor.stride(), tensor.shape, strict=True)) if tensor.numel() else []
+    step = 1  # of the axis that is next, if no number is left out or named twice
+    for stride, size in axes:
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def read_legacy(path: Path, inner: str | None = None) -> dict[str, Tensor]:
