@@ -1,6 +1,8 @@
 """`align3d download` with a hub that is a folder: what is looked up, said, chosen and fetched."""
 
+import hashlib
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from align3d.cli import main
 from align3d.commands.download import choose
 from align3d.models import MODELS
 from align3d.models.published import DiffSplatPAS, DiffSplatSD35m
+from align3d.pretrained import fetched
 from align3d.rewards.hpsv2 import HPSv21
 
 PAS = "gsdiff_gobj83k_pas_fp16__render/checkpoints"
@@ -125,6 +128,26 @@ def test_the_cubes_of_gaussians(hub, capsys, name):
     assert model.text_folder() == (Path("files") if repository == "Objaverse" else None)
     if repository != "Objaverse":
         assert "has no text of its own" in refused(capsys, ["download", name, "--what", "text", "--out", "x"])
+
+
+def test_it_is_kept_what_came_from_where(hub, capsys, monkeypatch):
+    monkeypatch.setattr(fetched, "HASHED", 60)
+    assert main(["download", "gaussiancube", "--out", "files", "--yes"]) == 0
+    assert main(["download", "gaussiancube-v1.0", "--what", "weights", "--out", "files", "--yes"]) == 0
+    found = json.loads(Path("files/source.json").read_text())["files"]
+    assert {f"v1.{k}/{name}" for k in "01" for name in ("mean.pt", "std.pt", "objaverse_ckpt.pt")} < found.keys()
+    hashed = hashlib.sha256(b"BwZhang/GaussianCube-Objaverse").hexdigest()
+    one = {"repository": "BwZhang/GaussianCube-Objaverse", "bytes": 30, "sha256": hashed}
+    assert found["v1.0/mean.pt"] == found["v1.1/mean.pt"] == one
+    monkeypatch.setattr(fetched, "HASHED", 10)
+    assert main(["download", "gaussiancube-shapenet-car", "--out", "car", "--yes"]) == 0
+    found = json.loads(Path("car/source.json").read_text())["files"]
+    assert len(found) == 3 and found["std.pt"]["sha256"] is None, "too large to be read at each start"
+    capsys.readouterr()
+    hub.clear()
+    said = refused(capsys, ["download", "gaussiancube-shapenet-chair", "--out", "car", "--yes"])
+    assert "car/mean.pt is there already, of BwZhang/GaussianCube-ShapeNetCar-v1.0, and that of BwZhang/Gauss" in said
+    assert not hub
 
 
 class Answer(io.BytesIO):

@@ -1,11 +1,15 @@
 """The files of GaussianCube: what is read off them, what is refused, and the cameras of the published previews."""
 
+import shutil
+
 import pytest
 import tiny_gaussiancube as tiny
 import torch
 
 from align3d.models.gaussiancube import CubeCond
 from align3d.models.gaussiancube_files import Objaverse, Objaverse10, OmniObject3D, ShapeNetCar, ShapeNetChair
+from align3d.models.gaussiancube_norms import read_norms
+from align3d.pretrained.fetched import write_record
 
 PARTS = {"text": Objaverse, "class": OmniObject3D, "nothing": ShapeNetCar}
 OPTIONS = {"precision": "float32", "sampler_steps": 12, "rank": 2}
@@ -58,14 +62,19 @@ def test_previews_are_the_published_ones_without_their_mirror(part, fov, radius)
     assert torch.allclose(unit.K[0, 0, 0, 0], K[0, 0] / 8)
 
 
-def test_weights_say_whether_texts_are_followed(tmp_path, folders):
+def test_weights_say_whether_texts_are_followed(tmp_path, folders, capsys):
     """Version 1.0, whose texts the published code drops: the layers are used if they are there."""
     text = tiny.write_cube(tmp_path / "text", Objaverse10)
     made = Objaverse10(weights=text, **OPTIONS).load()
     assert made.sampler == "adaptive" and made.encode(["a red mug"]).text.shape == (1, 77, 64)
+    assert (
+        capsys.readouterr().err
+        == "align3d: these weights follow texts; the released inference gave those of v1.0 none\n"
+    )
     bare = tiny.write_cube(tmp_path / "bare", Objaverse10, tiny.KINDS["nothing"])
     made = Objaverse10(weights=bare, **OPTIONS).load()
     assert made.sampler == "multistep3" and made.encode(["unconditional"]) == CubeCond()
+    assert capsys.readouterr().err == ""
     with pytest.raises(ValueError, match=r"the weights have no layers for texts, so the model follows none; got 'a r"):
         made.encode(["a red mug"])
     with pytest.raises(ValueError, match=r"--model\.text is for weights that follow texts, and these do not; leave it"):
@@ -101,6 +110,18 @@ def test_prompts_that_a_model_cannot_follow_are_refused(folders, tmp_path):
         load(folders, "nothing", classes=names)
 
 
+def channel(value, first, last, number):
+    """The same with other numbers in some channels."""
+    return torch.where(
+        (torch.arange(14) >= first) & (torch.arange(14) < last), torch.tensor(number, dtype=value.dtype), value
+    )
+
+
+def flipped(mean):
+    """Offsets that fit the other end of the first axis."""
+    return torch.cat([mean[..., :1] + torch.linspace(-0.8, 0.8, 8).view(8, 1, 1, 1), mean[..., 1:]], -1)
+
+
 DAMAGE = {
     "short": (lambda mean, std: (mean[:, :, :4], std), r"mean\.pt is \[8, 8, 4, 14\], expected \[32, 32, 32, 14\]"),
     "channels first": (lambda mean, std: (mean.permute(3, 0, 1, 2), std), r"mean\.pt is \[14, 8, 8, 8\]"),
@@ -108,22 +129,138 @@ DAMAGE = {
         lambda mean, std: (mean[:4, :4, :4], std),
         r"mean\.pt is \[14, 4, 4, 4\] and std\.pt \[14, 8, 8, 8\]",
     ),
+    "odd": (lambda mean, std: (mean[:7, :7, :7], std[0, 0, 0]), r"\[14, 7, 7, 7\] and std\.pt \[14, 1, 1, 1\]"),
+    "other channels": (
+        lambda mean, std: (mean, std[0, 0, 0, :13]),
+        r"is \[13\], expected .* or \[14\], the same for all",
+    ),
     "swapped": (lambda mean, std: (std, mean), "deviations are not above 0, so mean.pt and std.pt are not those of th"),
     "of other data": (lambda mean, std: (mean + 2.0, std), "the mean opacity is not within 0 and 1"),
+    "opacities of -1 to 1": (lambda mean, std: (mean, channel(std, 6, 7, 0.6)), "deviations of opacity are above 0.5"),
+    "ones": (lambda mean, std: (mean, std / std), "deviations of offsets are above 0.9"),
+    "large": (lambda mean, std: (mean, channel(std, 7, 10, 1.1)), "deviations of scales are above 1,"),
+    "turned": (lambda mean, std: (channel(mean, 10, 14, -1.1), std), "mean quaternions are not within -1 and 1"),
+    "turning": (lambda mean, std: (mean, channel(std, 10, 14, 1.1)), "deviations of quaternions are above 1,"),
+    "from afar": (lambda mean, std: (channel(mean, 1, 2, -1.0), std), "mean offsets are beyond 0.9"),
+    "outside": (lambda mean, std: (flipped(mean), std), "mean places are beyond 0.9"),
+    "a wide range": (lambda mean, std: (mean[0, 0, 0], channel(std[0, 0, 0], 6, 7, 1.1)), "of opacity are above 1,"),
+    "large colours": (lambda mean, std: (channel(mean.double(), 3, 6, 1e39), std), "too large for float32"),
     "no tensor": (lambda mean, std: ({"mean": mean}, std), "no published file of a normalisation"),
+    "no numbers": (lambda mean, std: (mean.to("meta"), std), r"mean\.pt is damaged, .* does not hold all of its numb"),
+    "one number": (
+        lambda mean, std: (mean, std[:1, :1, :1, :1].expand(32, 32, 32, 14)),
+        "does not hold all of its num",
+    ),
     "nan": (lambda mean, std: (mean, std * float("nan")), r"std\.pt is damaged, it has NaN"),
 }
+
+
+def save_norms(folder, mean, std):
+    for name, value in (("mean", mean), ("std", std)):
+        torch.save(value, folder / f"{name}.pt")
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_normalisation_of_something_else_is_refused(tmp_path, kind):
     change, words = DAMAGE[kind]
-    folder = tiny.write_cube(tmp_path / "x", ShapeNetCar, tiny.KINDS["nothing"])
-    for name, value in zip(("mean", "std"), change(*tiny.norms()), strict=True):
-        value = value.contiguous().clone() if isinstance(value, torch.Tensor) else value
-        torch.save(value, folder / f"{name}.pt")
+    save_norms(tmp_path, *change(*tiny.norms()))
     with pytest.raises(ValueError, match=words):
-        ShapeNetCar(weights=folder, **OPTIONS).load()
+        read_norms(tmp_path, 14, 2, ShapeNetCar.bound)
+
+
+def test_a_normalisation_may_be_one_for_all_voxels_or_lie_in_another_order(tmp_path):
+    mean, std = tiny.norms()
+    mean = mean + 0.1 * torch.rand(mean.shape, generator=torch.Generator().manual_seed(0))
+    first = [value.permute(3, 0, 1, 2) for value in (mean, std)]
+    laid = first[0].contiguous().permute(1, 2, 3, 0)  # as written by code that keeps channels first
+    given = {
+        "as published": (mean, std, 8),
+        "double": (mean.double(), std.double(), 8),
+        "another order": (laid, std, 8),
+        "one deviation": (mean, std[0, 0, 0].clone(), 8),
+        "both": (mean[0, 0, 0].clone(), std[0, 0, 0].clone(), 32),
+    }
+    assert not laid.is_contiguous() and laid.shape == mean.shape
+    for kind, (one, two, side) in given.items():
+        save_norms(tmp_path, one, two)
+        found = read_norms(tmp_path, 14, 2, ShapeNetCar.bound)
+        same = kind == "both"
+        want = [value[:, :1, :1, :1].expand(14, 32, 32, 32) if same else value for value in first]
+        assert all(value.shape == (14, side, side, side) and value.is_contiguous() for value in found), kind
+        assert all(torch.equal(value, wanted) for value, wanted in zip(found, want, strict=True)), kind
+
+
+def test_a_normalisation_at_the_limits_of_clipped_data_is_taken(tmp_path):
+    """Half of all objects have the least that there can be in a voxel, half of them the most."""
+    at = torch.stack(torch.meshgrid(*[torch.linspace(-0.45, 0.45, 8)] * 3, indexing="ij"), -1)
+    mean, std = tiny.norms()
+    mean, std = torch.cat([-at, channel(mean, 6, 7, 0.5)[..., 3:]], -1), channel(std, 0, 3, 0.45)
+    std = channel(channel(std, 6, 7, 0.5), 10, 14, 1.0)
+    save_norms(tmp_path, channel(mean, 10, 14, 0.0), std)
+    assert read_norms(tmp_path, 14, 2, 0.45)[1].max() == 1
+    save_norms(tmp_path, channel(mean, 6, 7, 1.0), channel(std, 6, 7, 1e-9))  # of opaque objects
+    read_norms(tmp_path, 14, 2, 0.45)
+
+
+def fetched(folder, part):
+    """As after `align3d download`."""
+    write = tiny.write_cube(folder, part, tiny.KINDS["nothing"])
+    ((repository, paths),) = part.sources["weights"].items()
+    write_record(write, repository, paths)
+    return write
+
+
+def test_files_of_another_data_set_are_noticed_where_they_were_fetched(tmp_path):
+    """Their numbers may be possible ones, so that nothing else shows it."""
+    car, chair = (fetched(tmp_path / part.__name__, part) for part in (ShapeNetCar, ShapeNetChair))
+    options = OPTIONS | {"weights": chair}
+    ShapeNetChair(**options).load()
+    mean, std = tiny.norms()
+    own = (chair / "mean.pt").read_bytes()
+    save_norms(car, mean * 0.9, std)
+    shutil.copy(car / "mean.pt", chair / "mean.pt")
+    with pytest.raises(ValueError, match=r"/mean\.pt is not mean\.pt of BwZhang/GaussianCube-ShapeNetChair-v1\.0"):
+        ShapeNetChair(**options).load()
+    (chair / "mean.pt").write_bytes(own)
+    ShapeNetChair(**options).load()
+    torch.save(
+        torch.load(chair / f"{ShapeNetChair.file}.pt") | {"more": torch.zeros(9)}, chair / "shapenet_chair_ckpt.pt"
+    )
+    with pytest.raises(ValueError, match=r"shapenet_chair_ckpt\.pt is not shapenet_chair_ckpt\.pt of BwZhang/Gaussian"):
+        ShapeNetChair(**options).load()
+    write_record(chair, "BwZhang/GaussianCube-ShapeNetCar-v1.0", ["mean.pt", "std.pt", "shapenet_chair_ckpt.pt"])
+    with pytest.raises(ValueError, match=r"of BwZhang/GaussianCube-ShapeNetCar-v1\.0, .* takes BwZhang/GaussianCube-S"):
+        ShapeNetChair(**options).load()
+    (chair / "source.json").write_text('{"files": {"mean.pt": {"repository": 3}}}')
+    with pytest.raises(ValueError, match=r"source\.json is damaged, or no record of `align3d download`; delete it"):
+        ShapeNetChair(**options).load()
+
+
+def test_version_1_0_in_the_place_of_1_1_is_noticed(tmp_path):
+    folder = fetched(tmp_path / "cube", Objaverse10)
+    for weights in (folder, folder / "v1.0"):
+        Objaverse10(weights=weights, **OPTIONS).load()
+    with pytest.raises(ValueError, match=r"is v1\.0/objaverse_ckpt\.pt of BwZhang.* v1\.1/objaverse_ckpt"):
+        Objaverse(weights=folder / "v1.0", **OPTIONS).load()
+    shutil.copytree(folder / "v1.0", tmp_path / "mine")
+    Objaverse(weights=tmp_path / "mine", **OPTIONS).load()  # without a record
+
+
+def test_texts_are_as_published_in_float32(folders):
+    """Whatever the network computes in."""
+    given = Objaverse(weights=folders["text"]).text_source().identity["precision"]
+    assert given == "float32" and load(folders, "text").text.identity["precision"] == "float32"
+    assert Objaverse(weights=folders["text"]).text_source(precision="bfloat16").identity["precision"] == "bfloat16"
+
+
+def test_more_steps_than_noise_levels_are_refused():
+    for name in ("steps", "sampler_steps"):
+        OmniObject3D(**{name: 999})
+        with pytest.raises(ValueError, match=rf"model\.{name} must be at most 999, as there are 1000 levels; got 1000"):
+            OmniObject3D(**{name: 1000})
+    levels = OmniObject3D().schedule()
+    for steps in (999, 1000):  # the last number of steps of which each leads to another level
+        assert len(levels.index(levels.times(steps)).unique()) == 1000
 
 
 def test_weights_of_another_network_are_refused(tmp_path, folders):

@@ -232,10 +232,9 @@ STORED = torch.arange(24.0)
         torch.zeros(2, 1, 3).expand(2, 2, 3),
         STORED.as_strided((2, 3, 4), (4, 8, 0)),
         STORED.as_strided((4, 6), (1, 3)),
-        STORED.as_strided((3, 4), (8, 2)),
         torch.zeros(3, device="meta"),
     ],
-    ids=["one number", "overlapping", "a stride of 0", "another stride of 0", "some twice", "with gaps", "meta"],
+    ids=["one number", "overlapping", "a stride of 0", "another stride of 0", "some twice", "meta"],
 )
 def test_numbers_that_are_not_in_the_file(tmp_path, zipped, view):
     """A kilobyte must not become gigabytes: they would be, as soon as the tensor is copied."""
@@ -249,7 +248,8 @@ def test_numbers_that_are_all_in_the_file(tmp_path, zipped):
     """In whichever order; a network gets them in that of its axes."""
     cube, long = STORED.view(2, 3, 4), STORED.view(6, 4)
     state = {"a": long, "same": long, "none": torch.zeros(0, 3), "part": long[2:], "one": torch.tensor(2.0)}
-    state |= {"turned": long.T, "last": cube.permute(2, 0, 1), "thin": STORED.as_strided((1, 24, 1), (7, 1, 0))}
+    state |= {"turned": long.T, "gaps": cube[:, 1:, 2:].permute(1, 2, 0), "last": cube.permute(2, 0, 1)}
+    state |= {"thin": STORED.as_strided((1, 24, 1), (7, 1, 0))}
     torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     found = read_legacy(tmp_path / "x.pt")
     assert found.keys() == state.keys() and all(torch.equal(found[name], value) for name, value in state.items())

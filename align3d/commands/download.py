@@ -1,7 +1,8 @@
 """`align3d download`: the files of a published model or reward, and nothing else of their repositories.
 
 A part says what it needs: `sources`, what -> repository of the hub, or github.com/OWNER/NAME -> patterns of its files.
-Where it has `convert(folder)`, which writes them in a better format, that is called at the end.
+Where it has `convert(folder)`, which writes them in a better format, that is called at the end. What came from where
+is kept beside the files (pretrained/fetched.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from align3d.files import replacing
+from align3d.pretrained.fetched import require_free, write_record
 from align3d.rewards.published import GITHUB, address
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def run(options: Download) -> None:
         asked[repo] = (*asked.get(repo, ()), *patterns)
     wanted = list(look_up(asked, options.out))
     for one in wanted:
+        require_free(options.out, one.repo, one.files)
+    for one in wanted:
         size = sum(one.files.values()) / 1e9
         print(f"{one.repo}: {len(one.files)} files, {size:.2f} GB, licence: {one.licence}", flush=True)
     if not options.yes:
@@ -74,6 +78,7 @@ def run(options: Download) -> None:
         for path in one.files:
             print(f"{one.repo}/{path}", flush=True)
             fetch(one.repo, path, options.out, asked)
+        write_record(options.out, one.repo, one.files)
     if (made := getattr(part, "convert", lambda _: None)(options.out)) is not None:
         print(f"converted: {made}; the file that it was made of is needed no more", flush=True)
     flag = "text" if options.what == "text" else "weights"

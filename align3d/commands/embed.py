@@ -24,7 +24,7 @@ class Embed:
     out: Path  # the cache's folder; new, or with an earlier start of the same
     keep_above: float | None = None  # encode only prompts with a reward greater than this in --rewards
     rewards: Path | None = None  # their rewards: .npy, .jsonl, or table.json of evaluate; see docs/prompts.md
-    precision: Literal["bfloat16", "float32"] | None = None  # of encoder and cache; none = bfloat16, embedded: float32
+    precision: Literal["bfloat16", "float32"] | None = None  # of encoder and cache; none = the model's
     offload: bool = False  # keep the encoder on the CPU and move it to the GPU for each batch
     batch_size: int = 32  # prompts at a time; more needs more memory
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = the GPU where there is one
@@ -68,7 +68,8 @@ def text_source(model: Any, name: str, options: Embed) -> TextSource:
     if callable(getattr(model, "text_source", None)):
         device = choose_device(options.device)
         with blame(f"loading the text encoder of the model {name}", model):
-            return model.text_source(device=device, precision=options.precision or "bfloat16", offload=options.offload)
+            precision = options.precision or getattr(model, "text_precision", "bfloat16")
+            return model.text_source(device=device, precision=precision, offload=options.offload)
     source = getattr(load_model(model, name, options.device), "text", None)
     if not callable(source):
         raise ValueError(f"model {name!r} has no text encoder, neither text_source() nor what it loads has `text`")

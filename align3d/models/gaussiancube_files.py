@@ -1,6 +1,6 @@
 """The published GaussianCube generators: Objaverse, OmniObject3D, ShapeNet cars and chairs (BwZhang/GaussianCube-...).
 
-    WEIGHTS/NAME_ckpt.pt, mean.pt, std.pt      plain state dict, and the normalisation of its cubes [X, Y, Z, 14]
+    WEIGHTS/NAME_ckpt.pt, mean.pt, std.pt      plain state dict, and the normalisation of its cubes
 
 The files of Objaverse lie in v1.0/ and v1.1/ of their repository; WEIGHTS may be either folder, or the one above. What
 a network is conditioned on - texts, classes or nothing - is read off its weights.
@@ -8,20 +8,22 @@ a network is conditioned on - texts, classes or nothing - is read off its weight
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align3d.models.embedded import bfloat16_is_fast
+from align3d.models.gaussiancube_norms import NORMS
 from align3d.models.lora import adapted, check_options
 from align3d.models.text_options import TextOptions
+from align3d.pretrained.fetched import check_source
 from align3d.pretrained.legacy import converted_or_published, read_legacy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    from torch import Tensor
 
     from align3d.models.gaussiancube import GaussianCube, Space
     from align3d.models.nets.gaussiancube_unet import Architecture, CubeUNet
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from align3d.types import Cameras
 
 BOUND = 0.5  # of the scenes that come out, whatever the data set
-NORMS = ("mean", "std")
+MOST_STEPS = 999  # from one noise level to another; of 1000 steps two would be at one level
 LAYERS = {  # what is adapted -> ends of the names of layers
     "attention": ("qkv", "encoder_kv", "proj_out"),
     "all": ("qkv", "encoder_kv", "proj_out", "in_layers.2", "out_layers.3", "emb_layers.1"),
@@ -63,10 +65,14 @@ class Published(TextOptions):
     distance: ClassVar[float] = 1.2  # of their cameras from the middle, in the size of the files
     sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]]  # what -> repository -> patterns of its files
 
-    encoder = "clip"
+    encoder, text_precision = "clip", "float32"  # as published
 
     def __post_init__(self) -> None:
         check_options(self, sampler_steps=3)
+        for name in ("steps", "sampler_steps"):
+            if getattr(self, name) > MOST_STEPS:
+                got = getattr(self, name)
+                raise ValueError(f"model.{name} must be at most {MOST_STEPS}, as there are 1000 levels; got {got}")
 
     def schedule(self) -> Any:
         """Noise levels, a cosine."""
@@ -80,7 +86,7 @@ class Published(TextOptions):
 
         return load_clip(folder, device, precision, offload)
 
-    def text_source(self, device: str = "cpu", precision: Any = "bfloat16", offload: bool = False) -> TextSource:
+    def text_source(self, device: str = "cpu", precision: Any = None, offload: bool = False) -> TextSource:
         """The text encoder, without the other networks.
 
         Raises:
@@ -154,11 +160,15 @@ class Published(TextOptions):
 
         Raises:
             FileNotFoundError: If a folder or file is missing.
-            ValueError: If files are damaged or do not fit together, or texts are needed and there is no source of them.
+            ValueError: If files are damaged, do not fit together or were fetched from elsewhere, or texts are needed
+                and there is no source of them.
         """
         import torch
 
         root = self.root()
+        for name in (self.file, *NORMS):
+            if (root / f"{name}.pt").is_file():
+                check_source(root / f"{name}.pt", self.sources["weights"])
         dtype = torch.bfloat16 if bfloat16_is_fast(self.precision, device) else torch.float32
         network = self.read_network(root, dtype)
         own = network.architecture
@@ -241,17 +251,10 @@ class Published(TextOptions):
         Raises:
             ValueError: If a file is damaged, or of cubes of another shape.
         """
-        from align3d.models.gaussiancube import CHANNELS, Space
+        from align3d.models.gaussiancube import Space
+        from align3d.models.gaussiancube_norms import read_norms
 
-        mean, std = (read_norm(root / f"{name}.pt", architecture.channels) for name in NORMS)
-        levels = 2 ** (len(architecture.widths) - 1)
-        if mean.shape != std.shape or architecture.channels != CHANNELS or mean.shape[1] % levels:
-            raise ValueError(
-                f"{root}: the network is one of {architecture.channels} numbers a voxel, mean.pt is "
-                f"{list(mean.shape)} and std.pt {list(std.shape)}, channels first; expected {CHANNELS} of a cube of a "
-                f"multiple of {levels} voxels a side, such as [32, 32, 32, 14] in the files"
-            )
-        check_norms(root, mean, std, self.bound)
+        mean, std = read_norms(root, architecture.channels, 2 ** (len(architecture.widths) - 1), self.bound)
         return Space(mean.to(device), std.to(device), self.bound, self.scale)
 
     def read_classes(self, number: int) -> Mapping[str, int] | None:
@@ -282,48 +285,6 @@ def solver(own: Architecture) -> Literal["adaptive", "multistep2", "multistep3"]
     return "adaptive" if own.text else "multistep2" if own.classes else "multistep3"
 
 
-def read_norm(path: Path, channels: int) -> Tensor:
-    """One file of the normalisation, channels first, float32: of a cube, or the same for all its voxels.
-
-    Raises:
-        ValueError: If it is damaged, or no cube.
-    """
-    import torch
-
-    from align3d.pretrained.legacy import is_whole, load_legacy
-    from align3d.weights import require_numbers
-
-    value = load_legacy(path)
-    if not isinstance(value, torch.Tensor) or not is_whole(value, path):
-        raise ValueError(f"{path} is no published file of a normalisation: it holds no plain tensor")
-    side = value.shape[0] if value.ndim == 4 else 0
-    if list(value.shape) != [side, side, side, channels] or not 1 <= side <= 256:
-        raise ValueError(f"{path} is {list(value.shape)}, expected [32, 32, 32, {channels}]: a cube, channels last")
-    require_numbers(path, "it", value)
-    return value.float().permute(3, 0, 1, 2).contiguous()
-
-
-def check_norms(root: Path, mean: Tensor, std: Tensor, bound: float) -> None:
-    """Refuse a mean and a deviation that no data set of this size of voxels has.
-
-    Raises:
-        ValueError: Says what is wrong.
-    """
-    opacity, scale = mean[6], mean[7:10]
-    problems = {
-        "deviations are not above 0": bool((std <= 0).any()),
-        "the mean opacity is not within 0 and 1": bool((opacity < -0.01).any() or (opacity > 1.01).any()),
-        f"mean scales are not within 0 and {bound}": bool((scale < -0.01).any() or (scale > bound).any()),
-        f"mean offsets are beyond {2 * bound}": bool((mean[:3].abs() > 2 * bound).any()),
-    }
-    wrong = [problem for problem, is_so in problems.items() if is_so]
-    if wrong:
-        raise ValueError(
-            f"{root}: {wrong[0]}, so mean.pt and std.pt are not those of this data set; copy both from where the "
-            f"weights come from"
-        )
-
-
 def sources(repository: str, file: str, folder: str = "", text: bool = False) -> dict[str, Any]:
     """What `align3d download` fetches, and from which repositories."""
     found = {"weights": {f"BwZhang/GaussianCube-{repository}": tuple(f"{folder}{name}.pt" for name in (file, *NORMS))}}
@@ -342,10 +303,18 @@ class Objaverse(Published):
 
 @dataclass(frozen=True)
 class Objaverse10(Objaverse):
-    """GaussianCube of Objaverse, v1.0; follows texts if its weights have the layers (the released code: never)."""
+    """GaussianCube of Objaverse, v1.0; follows texts if its weights have the layers (the released inference: never)."""
 
     folder = "v1.0"
     sources = sources("Objaverse", Objaverse.file, "v1.0/", text=True)
+
+    def text_of(self, own: Architecture, device: str) -> TextSource | None:
+        """Where texts come from, as of all; says that they are followed, unlike in the published pictures."""
+        found = super().text_of(own, device)
+        if found is not None:
+            said = "these weights follow texts; the released inference gave those of v1.0 none"
+            print(f"align3d: {said}", file=sys.stderr)
+        return found
 
 
 @dataclass(frozen=True)

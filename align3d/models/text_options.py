@@ -19,13 +19,14 @@ class TextOptions:
     cache: Path | None = None  # prompt cache of `align3d embed`, in the place of a text encoder
 
     encoder: ClassVar[str]  # kind of the text encoder, as caches call it
+    text_precision: ClassVar[str] = "bfloat16"  # of the text encoder and its states
 
     def read_text(self, folder: Path, device: str, precision: Any, offload: bool) -> TextSource:
         """The text encoder in a folder."""
         raise NotImplementedError
 
-    def text_source(self, device: str = "cpu", precision: Any = "bfloat16", offload: bool = False) -> TextSource:
-        """The text encoder, without the other networks.
+    def text_source(self, device: str = "cpu", precision: Any = None, offload: bool = False) -> TextSource:
+        """The text encoder, without the other networks; by default in the model's `text_precision`.
 
         Raises:
             ValueError: If there is no folder of one.
@@ -33,7 +34,7 @@ class TextOptions:
         folder = self.text_folder()
         if folder is None:
             raise ValueError("--model.text is missing: give the folder of the published text encoder")
-        return self.read_text(folder, device, precision, offload)
+        return self.read_text(folder, device, precision or self.text_precision, offload)
 
     def text_folder(self) -> Path | None:
         """Where the text encoder is, if anywhere."""

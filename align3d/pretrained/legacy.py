@@ -44,7 +44,7 @@ def load_legacy(path: Path) -> Any:
 
 
 def is_whole(tensor: Tensor, path: Path) -> bool:
-    """Whether all numbers of a tensor are in its file, each once; its axes may lie there in any order.
+    """Whether all numbers of a tensor are in its file, each once, in whichever order of the axes.
 
     A view could name the same ones again and again, and take any amount of memory once it is copied.
     """
@@ -52,12 +52,11 @@ def is_whole(tensor: Tensor, path: Path) -> bool:
 
     if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() * tensor.element_size() > path.stat().st_size:
         return False
-    axes = sorted(zip(tensor.stride(), tensor.shape, strict=True)) if tensor.numel() else []
-    step = 1  # of the axis that is next, if no number is left out or named twice
-    for stride, size in axes:
-        if size > 1 and stride != step:
+    last = 0  # how far the axes so far reach; the next one has to step over it, if no number is named twice
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)) if tensor.numel() else ():
+        if size > 1 and stride <= last:
             return False
-        step *= size
+        last += stride * (size - 1)
     return True
 
 
