@@ -23,6 +23,15 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def with_small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what commands draw at their end be small, for tests of other things."""
+    from align3d.scenes.pictures import turntable
+
+    for name, value in (("SIZE", 24), ("SIDE", 24), ("FRAMES", 2)):
+        monkeypatch.setattr(f"align3d.previews.{name}", value)
+    monkeypatch.setattr("align3d.scenes.pictures.turntable", lambda scene, *_, **more: turntable(scene, 2, 24, **more))
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, less what importing makes."""
     files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from closed_prior import EllipsoidPrior
-from command_checks import enter, refused
+from command_checks import enter, refused, with_small_pictures
 
 from align3d import checkpoint
 from align3d.cli import main
@@ -248,8 +248,7 @@ OPTIMIZE += ["--scene.num", "64", "--updates", "6", "--loop.checkpoint-every", "
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    for name, value in (("SIZE", 24), ("SIDE", 24), ("FRAMES", 2)):
-        monkeypatch.setattr(f"align3d.previews.{name}", value)
+    with_small_pictures(monkeypatch)
     return enter(tmp_path, monkeypatch)
 
 

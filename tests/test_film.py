@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_checks import enter, refused
+from command_checks import enter, refused, with_small_pictures
 from PIL import Image
 
 from align3d.cli import main
 from align3d.film import HOLD, STILL, TURN, Film, Filming
 from align3d.report import write_report
 from align3d.scenes import video
-from align3d.scenes.pictures import turntable
 from align3d.subjects import Shown
 from align3d.types import Views
 
@@ -27,9 +26,7 @@ FEW = ["--film.frames", "3", "--loop.checkpoint-every", "2", "--loop.sample-ever
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty folder, and small pictures."""
-    for name, value in (("SIZE", 24), ("SIDE", 24), ("FRAMES", 2)):
-        monkeypatch.setattr(f"align3d.previews.{name}", value)
-    monkeypatch.setattr("align3d.scenes.pictures.turntable", lambda scene, *_, **more: turntable(scene, 2, 24, **more))
+    with_small_pictures(monkeypatch)
     return enter(tmp_path, monkeypatch)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from command_checks import enter, refused
+from command_checks import enter, refused, with_small_pictures
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_nerf import KINDS, SMALL, cameras, nerf
@@ -19,7 +19,6 @@ from align3d.scenes.mesh import HALF, extract, write_mesh
 from align3d.scenes.nerf.files import KEY, read_nerf, surface, write_nerf
 from align3d.scenes.nerf.nerf import Nerf, NerfScene
 from align3d.scenes.nerf.options import Backdrop
-from align3d.scenes.pictures import turntable
 
 OPTIMIZE = ["optimize", "--prompt", "a red thing", "--prior", "closed_prior:Ellipsoids", "--reward", "closed_prior:red"]
 OPTIMIZE += ["--method.guidance", "1", "--cameras.size", "12", "--cameras.views", "3", "--updates", "2", "--out", "run"]
@@ -29,9 +28,7 @@ OPTIMIZE += ["--scene", "nerf", "--scene.hidden", "8", "--scene.triplane.side", 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty folder, and small pictures."""
-    for name, value in (("SIZE", 24), ("SIDE", 24), ("FRAMES", 2)):
-        monkeypatch.setattr(f"align3d.previews.{name}", value)
-    monkeypatch.setattr("align3d.scenes.pictures.turntable", lambda scene, *_, **more: turntable(scene, 2, 24, **more))
+    with_small_pictures(monkeypatch)
     return enter(tmp_path, monkeypatch)
 
 
