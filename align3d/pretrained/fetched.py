@@ -92,10 +92,10 @@ def check_source(path: Path, sources: Mapping[str, Sequence[str]]) -> None:
         raise ValueError(f"{path} is {name} of {repository}, as {folder / RECORD} has it; this model takes {wanted}")
     size = path.stat().st_size
     if size != found["bytes"] or (found["sha256"] is not None and _hash(path) != found["sha256"]):
+        other = "other bytes" if size == found["bytes"] else f"{size} bytes instead of {found['bytes']}"
         raise ValueError(
-            f"{path} is not {name} of {repository}, which was fetched to {folder} ({found['bytes']} bytes, it has "
-            f"{size}{'' if size != found['bytes'] else ', others'}); put that back, or delete {folder / RECORD} if "
-            "this one is meant"
+            f"{path} is not {name} of {repository}, which was fetched to {folder}: it has {other}; put that back, or "
+            f"delete {folder / RECORD} if this one is meant"
         )
 
 
