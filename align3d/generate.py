@@ -49,7 +49,7 @@ def generate(
         A batch as soon as it is there.
 
     Raises:
-        ValueError: If there are no prompts or seeds, or the batch size is below 1.
+        ValueError: If there are no prompts or seeds, the batch size is below 1, or the model refuses a prompt.
     """
     import torch
 
@@ -60,6 +60,8 @@ def generate(
         raise ValueError(
             f"generate needs prompts, seeds and a batch size, got {len(prompts)}, {len(seeds)} and {batch_size}"
         )
+    if hasattr(model, "check"):
+        model.check(prompts)
     times = sampling_times(model)
     for first in range(0, len(pairs), batch_size):
         texts, numbers = zip(*pairs[first : first + batch_size], strict=True)

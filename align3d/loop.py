@@ -180,6 +180,8 @@ def check(model: BaseModel | Subject, method: Method, score: Score, prompts: Seq
         who = " and ".join(flat) or type(reward).__name__
         needs = f"method {type(method).__name__} needs the gradient of the reward, and reward {who}"
         raise ValueError(f"{needs} has none; choose a differentiable reward, or a method that does without")
+    if hasattr(model, "check"):
+        model.check(prompts)
     if hasattr(method, "check"):
         method.check(model, sampling_times(model), group)
     if hasattr(score, "check"):

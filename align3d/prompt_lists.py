@@ -3,7 +3,7 @@
 .txt and others     a prompt per line; empty lines and lines that begin with # are left out
 .csv, .tsv          a column Prompts (prompt, caption or text will do) and, if there is one, Category
 .json               a list of texts, or of objects with a prompt (and a category); COCO's {"annotations": [...]} with
-                    caption, id and image_id; or {"category": ["prompt", ...], ...}
+                    caption, id and image_id; {"category": ["prompt", ...], ...}; or {"class": number, ...}
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def _of_json(path: Path) -> PromptList:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from None
     if isinstance(value, dict):
-        annotations = value.get("annotations")
-        value = annotations if isinstance(annotations, list) else list(_flattened(path, value))
+        annotations, classes = value.get("annotations"), all(type(number) is int for number in value.values())
+        value = annotations if isinstance(annotations, list) else [*value] if classes else list(_flattened(path, value))
     if not isinstance(value, list):
         raise ValueError(f"{path} holds no list of prompts")
     return _of_objects(path, [{"prompt": item} if isinstance(item, str) else item for item in value])
@@ -118,7 +118,7 @@ def _flattened(path: Path, value: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(
                 f"{path} is no list of prompts: {category!r} must be a list of texts; known are lists of texts, of "
-                f"objects with a prompt, by category, and COCO's annotations"
+                f"objects with a prompt, by category, numbers of classes, and COCO's annotations"
             )
         yield from ({"prompt": text, "category": category} for text in texts)
 

@@ -131,6 +131,7 @@ class BaseModel(Protocol):
         save_adapter(folder): Writes the adapter as adapter_model.safetensors and adapter_config.json (PEFT layout)
             into the folder, which may have to be made. Training needs it.
         options: The dataclass that it was loaded from, for config.json.
+        check(prompts): Raises a ValueError on what cannot be encoded; it is called before any work is done.
         solve(noise, cond, tell): Clean latents of standard normal noise (B, *L), by a sampler of the model's own, for
             what is not trained on: pictures and evaluations. Without randomness. None: there is none. Without it,
             ancestral steps are taken, as in training. Where it cannot go on, it raises a FloatingPointError with the

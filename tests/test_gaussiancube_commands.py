@@ -155,17 +155,53 @@ def sampled(folders, kind, prompt, *more):
 
 def test_prompts_that_no_model_can_follow_are_refused(here, capsys):
     said = refused(capsys, sampled(here, "nothing", "a red car"))
-    assert said.endswith("got 'a red car', its one prompt is \"unconditional\" (--prompts unconditional)")
-    listed = [*train(here, "nothing", "draft", "--prompts", "train"), "--out", "r"]
+    said_of_it = (
+        'got \'a red car\', its prompts are "unconditional", "unconditional 2" and so on (--prompts unconditional)'
+    )
+    assert said.endswith(said_of_it)
+    listed = [*train(here, "nothing", "draft", "--prompts", "text.txt"), "--out", "r"]
     assert "the model follows none; got 'a" in refused(capsys, listed)
     for prompt in ("5", "-1", "a red mug"):
         said = refused(capsys, sampled(here, "class", prompt))
         assert said.endswith(f"a prompt is a number 0 to 4, or a name of 2, such as 'mug'; got {prompt!r}")
-    watched = [*train(here, "class", "draft", "--watch", "dnc"), "--out", "r"]
-    assert "knows classes, not texts" in refused(capsys, watched)
+    watch = ["--watch", "dnc", "--watch.features", "none", "--watch.prompts", "text.txt"]
+    assert "knows classes, not texts" in refused(capsys, [*train(here, "class", "draft", *watch), "--out", "r"])
     bare = str(here("nothing", "gaussiancube-v1.0"))
     args = ["sample", "--model", "gaussiancube-v1.0", "--weights", bare, "--prompt", "a red mug", "--out", "o", *CPU]
     assert "the weights have no layers for texts, so the model follows none; got 'a red mug'" in refused(capsys, args)
+
+
+def test_all_prompts_are_looked_at_before_any_work(here, capsys):
+    """Those of classes and texts; the last of many is the one that cannot be followed."""
+    names = [f"mug {i}" for i in range(30)]
+    Path("text.txt").write_text("\n".join(names))
+    Path("classes.json").write_text(json.dumps(dict.fromkeys(names, 1)))
+    Path("long.txt").write_text("\n".join([*names, "7"]))
+    ran(capsys, ["embed", *model(here, "text"), "--prompts", "text.txt", "--out", "cache", *CPU])
+    for kind, more, said in (
+        ("class", [], "a prompt is a number 0 to 4, or a name of 30, such as 'mug 0'; got '7'"),
+        ("text", ["--model.cache", "cache"], "prompt '7' is not in the cache cache; add it to the file"),
+    ):
+        own = [*model(here, kind, *QUICK), *more, "--prompts", "long.txt", *CPU]
+        assert said in refused(capsys, ["sample", *own, "--batch-size", "1", "--out", "o"])
+        assert said in refused(capsys, [*train(here, kind, "draft", *more), "--prompts", "long.txt", "--out", "r"])
+        measure = ["--rewards", "colorfulness", "--features", "none", "--num", "1"]
+        assert said in refused(capsys, ["evaluate", *own, *measure, "--out", "e"])
+
+
+def test_without_prompts_it_takes_the_models_own(here, capsys):
+    """Classes by name, and many a nothing: each counts as a prompt, so that there are intervals and looks."""
+    given = [*METHODS["draft"], *TRAIN, "--loop.updates", "1", "--watch", "dnc", "--watch.features", "none"]
+    given += ["--watch.size", "16", "--watch.views", "1", "--watch.num", "2"]
+    for kind in ("class", "nothing"):
+        ran(capsys, ["train", *model(here, kind, *QUICK), *given, "--out", kind])
+        measure = ["--rewards", "dnc", "--features", "none", "--num", "1", "--size", "16", "--views", "1", *CPU]
+        ran(capsys, ["evaluate", "--runs", kind, *measure, "--out", f"e{kind}"])
+        table = json.loads(Path(f"e{kind}/table.json").read_text())
+        assert table["prompts"][1:2] == (["dog"] if kind == "class" else ["unconditional 2"])
+        watched = json.loads(Path(f"{kind}/watch/base.json").read_text())["prompts"]
+        assert watched == (["mug", "dog"] if kind == "class" else ["unconditional", "unconditional 20"])
+    assert len(table["prompts"]) == 20
 
 
 def test_other_bad_input_is_refused(here, capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +65,15 @@ def test_other_json(put):
     assert library.categories == ("dreamfusion", "dreamfusion", "magic3d")
     objects = read_list(put("c.json", [{"prompt": "a cup", "category": "x"}, {"prompt": "a hat"}]))
     assert objects.categories == ("x", "")
+    assert read_list(put("d.json", {"mug": 3, "dog": 0})).prompts == ("mug", "dog"), "names of classes"
+
+
+def test_a_model_may_have_lists_of_its_own(put):
+    """In the place of the usual ones alone."""
+    model = SimpleNamespace(prompt_list=put("own.txt", "a cup\n"))
+    assert read_prompts(Path("train"), model) == read_prompts(Path("heldout"), model) == ["a cup"]
+    assert read_prompts(put("plain.txt", "a hat\n"), model) == ["a hat"]
+    assert len(read_prompts(Path("heldout"))) > 9 and len(read_prompts(Path("unconditional"), model)) == 20
 
 
 def test_all_commands_read_them(put):
@@ -80,7 +90,7 @@ def test_all_commands_read_them(put):
         ("a.csv", "", "must name one Prompts, got nothing"),
         ("a.csv", "Prompts,Category\n", "has no prompts"),
         ("a.json", "{", "is damaged"),
-        ("a.json", '{"a": 1}', "'a' must be a list of texts"),
+        ("a.json", '{"a": 1, "b": []}', "'a' must be a list of texts"),
         ("a.json", '"a"', "holds no list of prompts"),
         ("a.json", "[]", "has no prompts"),
         ("a.json", '["a", ""]', "prompt 2 of 2 is empty"),

@@ -15,24 +15,27 @@ if TYPE_CHECKING:
     from align3d.prompt_lists import PromptList
     from align3d.types import BaseModel, Prior
 
-SHIPPED = Path(__file__).parent.parent / "assets" / "prompts"  # train.txt and heldout.txt
+SHIPPED = Path(__file__).parent.parent / "assets" / "prompts"  # train, heldout, and those of models without texts
 MAX_SIZE = 8192  # pixels, side of a picture
 MAX_PIXELS = 1 << 28  # of the pictures that are in memory together; 3 bytes each when written, 12 when drawn
 MAX_SEED = 2**63 - 1
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path, model: Any = None) -> list[str]:
     """The prompts in a file: a text with one per line, or one of the layouts that `prompt_lists` knows.
 
     Args:
         path: The file, or "train" or "heldout" for the lists of the embedded generator: held-out prompts combine
             colours and nouns that its training never combined.
+        model: Options of the model that they are for. If they have `prompt_list`, that is what these names stand for.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no UTF-8 text, too large, or has no prompts.
     """
-    return list(read_prompt_list(path).prompts)
+    own = getattr(model, "prompt_list", None)
+    usual = str(path) in ("train", "heldout") and not path.is_file()
+    return list(read_prompt_list(own if own is not None and usual else path).prompts)
 
 
 def read_prompt_list(path: Path) -> PromptList:
@@ -50,8 +53,8 @@ def read_prompt_list(path: Path) -> PromptList:
     return read_list(path)
 
 
-def gather(given: Sequence[str], file: Path | None) -> list[str]:
-    """Prompts given one by one, then those of a file.
+def gather(given: Sequence[str], file: Path | None, model: Any = None) -> list[str]:
+    """Prompts given one by one, then those of a file, read for the options of a model.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -63,7 +66,7 @@ def gather(given: Sequence[str], file: Path | None) -> list[str]:
         raise ValueError("got an empty --prompt; give some words")
     from align3d.models.text import check_lengths
 
-    prompts = [*given, *(read_prompts(file) if file is not None else [])]
+    prompts = [*given, *(read_prompts(file, model) if file is not None else [])]
     check_lengths(prompts)
     return prompts
 

@@ -33,7 +33,9 @@ class Measuring:
     """The flags that both commands have."""
 
     rewards: tuple[str, ...]  # to measure, best not only the trained one: dnc, "loose=dnc(alpha=0.5)"
-    prompts: Path = Path("heldout")  # a prompt per line, or a .csv or .json; train, heldout = the embedded generator's
+    prompts: Path = Path(
+        "heldout"
+    )  # a prompt per line, .csv or .json; train, heldout = the embedded generator's or the model's own
     skip_unknown: bool = False  # leave out prompts that one of the rewards cannot judge, instead of refusing them
     max_prompts: int = 0  # use at most so many of the prompts, spread over the list; 0 = all
     num: int = 4  # samples per prompt and model, with the seeds SEED, SEED + 1, ...; the paper has 32
@@ -86,7 +88,7 @@ def plan(options: Measuring, names: dict[str, str], model: Any, features: Any, c
     from align3d.rewards.score import as_reward, check_prompts, known
     from align3d.sampleset import Grid
 
-    prompts = read_prompts(options.prompts)
+    prompts = read_prompts(options.prompts, model)
     asked = listed("reward", options.rewards)
     rewards = {label: as_reward(one.part) for label, one in asked.items()}
     if options.skip_unknown:
@@ -221,6 +223,8 @@ def gather(work: Plan, tuned: Sequence[Tuned], models: Models) -> dict[str, Eval
         for name in missing:  # before anything is written: damaged adapters, rewards that the scenes cannot serve
             with source(models, sets[name][1]) as model:
                 if name == missing[0]:
+                    if hasattr(model, "check"):
+                        model.check(work.grid.prompts)
                     check_channels(model, work.grid.rewards, work.grid.cameras)
         distributed.anyone(False)  # until all have seen what is missing
         there = work.out.exists()

@@ -28,7 +28,9 @@ class Sample:
     """
 
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # a prompt; may be given several times
-    prompts: Path | None = None  # text file, a prompt per line; train, heldout = lists of the embedded generator
+    prompts: Path | None = (
+        None  # text file, a prompt per line; train, heldout = the embedded generator's lists, or the model's own
+    )
     adapter: Path | None = None  # a run's folder, whose model options become the defaults, or an adapter's; none = base
     num: int = 1  # samples per prompt, with the seeds SEED, SEED + 1, ...
     seed: int = 0  # first seed, 0 to 2^63 - 1
@@ -57,7 +59,7 @@ def run(options: Sample, *, names: dict[str, str], model: Any) -> None:
     from align3d.generate import generate
     from align3d.log import counting
 
-    prompts = gather(options.prompt, options.prompts)
+    prompts = gather(options.prompt, options.prompts, model)
     new_folder(options.out)
     if options.adapter is not None:
         if not hasattr(model, "adapter"):

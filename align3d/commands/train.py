@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -60,7 +61,9 @@ class Train:
 
     recipe: str | None = None  # a published run, such as nabla-r2d3-dnc-diffsplat-pas; may stand first, as RECIPE
     variant: Literal["paper", "released"] | None = None  # of the recipe: as in the paper, or in its code; none = paper
-    prompts: Path = Path("train")  # text file, a prompt per line; train, heldout = lists of the embedded generator
+    prompts: Path = Path(
+        "train"
+    )  # text file, a prompt per line; train, heldout = the embedded generator's lists, or the model's own
     skip_unknown: bool = False  # leave out prompts that the reward cannot judge, instead of refusing them
     keep_above: float | None = None  # train only on prompts with a reward greater than this in --prompt-rewards
     prompt_rewards: Path | None = None  # their rewards: .npy, .jsonl, or table.json of evaluate; see docs/prompts.md
@@ -106,7 +109,8 @@ def run(
     from align3d.samples import Sampling, shown
 
     check_range("seed", loop.seed, 0, MAX_SEED)
-    prompts = read_prompts(options.prompts)
+    read = partial(read_prompts, model=model)
+    prompts = read(options.prompts)
     prompts = choose_prompts(prompts, options.keep_above, options.prompt_rewards, "--prompt-rewards")
     if getattr(method, "optimises", "model") != "model":
         raise ValueError(f"method {names['method']} optimises one scene: align3d optimize --method {names['method']}")
@@ -123,7 +127,7 @@ def run(
         raise ValueError("there are options of watching, but nothing to watch; give --watch REWARD, or drop them")
     if watch is not None and watch.on:
         config["watch"] = asdict(watch)
-        watching = watch.plan(options.out, names["reward"], score.reward, listed, read_prompts, loop.batch_size)
+        watching = watch.plan(options.out, names["reward"], score.reward, listed, read, loop.batch_size)
     rewards = {names["reward"]: score.reward}
     samples = Sampling(options.out, shown(prompts), rewards, loop.seed, loop.batch_size)
     arguments = (load_model(model, names["model"], options.device), method, score, prompts, loop)

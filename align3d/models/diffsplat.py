@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from align3d.diffusion.guidance import guide
 from align3d.diffusion.schedule import eps_from_flow, eps_from_v
 from align3d.models.splat_maps import quaternion
-from align3d.models.text import Text
+from align3d.models.text import Text, check_known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +76,14 @@ class DiffSplat:
     def device(self) -> torch.device:
         """Where the networks live."""
         return self.denoiser.device
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that a cache of texts lacks.
+
+        Raises:
+            ValueError: Names one.
+        """
+        check_known(self.text, prompts)
 
     def encode(self, prompts: Sequence[str]) -> TextCond:
         """Text states, those of the latest texts from memory. No gradient: the text encoder is frozen."""

@@ -7,13 +7,14 @@ it to the BaseModel contract, and its world to ours. Files and data sets: gaussi
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.diffusion.guidance import guide
 from align3d.diffusion.schedule import eps_from_x0
-from align3d.models.text import CLIP_TOKENS
+from align3d.models.text import CLIP_TOKENS, check_known
 from align3d.scenes.gaussians import Gaussians
 from align3d.scenes.raster import RasterConfig
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 CHANNELS = 14  # offset from the voxel 3, colour 3, opacity, scales 3, quaternion wxyz 4
 SH0 = 0.28209479177387814  # what a spherical harmonic of degree 0 is, everywhere
 RASTER = RasterConfig(eps2d=0.3, near=0.2)  # as the published renderer
-NOTHING = "unconditional"  # the only prompt of a model without condition
+NOTHING = "unconditional"  # the prompt of a model without condition; with a number behind, as another one
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,30 @@ class GaussianCube:
         """Where the network lives."""
         return self.space.mean.device
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that cannot be followed.
+
+        Raises:
+            ValueError: If one is no class of a network that knows classes, not in the cache of texts, or a text for a
+                network that knows neither.
+        """
+        own = self.network.architecture
+        if own.text:
+            check_known(self.text, [prompt for prompt in prompts if prompt])
+        elif own.classes:
+            for prompt in prompts:
+                self._class(prompt)
+        elif other := [prompt for prompt in prompts if not re.fullmatch(rf"({NOTHING}( \d+)?)?", prompt)]:
+            raise ValueError(
+                f"the weights have no layers for texts, so the model follows none; got {other[0]!r}, its prompts are "
+                f'"{NOTHING}", "{NOTHING} 2" and so on (--prompts {NOTHING})'
+            )
+
     def encode(self, prompts: Sequence[str]) -> CubeCond:
         """Text states, or classes. No gradient: the text encoder is frozen.
 
         Raises:
-            ValueError: If a prompt is no class of a network that knows classes, or there is a text for one that knows
-                neither.
+            ValueError: As `check` does.
         """
         import torch
 
@@ -122,12 +141,7 @@ class GaussianCube:
             return CubeCond(text=states.to(self.device).float())
         if own.classes:
             return CubeCond(classes=torch.tensor([self._class(p) for p in prompts], device=self.device))
-        other = [prompt for prompt in prompts if prompt not in ("", NOTHING)]
-        if other:
-            raise ValueError(
-                f"the weights have no layers for texts, so the model follows none; got {other[0]!r}, its one prompt is "
-                f'"{NOTHING}" (--prompts {NOTHING})'
-            )
+        self.check(prompts)
         return CubeCond()
 
     def _null(self, rows: int) -> Float[Tensor, "B T D"]:

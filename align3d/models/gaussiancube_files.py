@@ -64,6 +64,7 @@ class Published(TextOptions):
     fov: ClassVar[float] = 0.8575560450553894  # of the published previews, radians
     distance: ClassVar[float] = 1.2  # of their cameras from the middle, in the size of the files
     sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]]  # what -> repository -> patterns of its files
+    prompt_list: ClassVar[Path | None] = None  # what the lists train and heldout are, if not texts
 
     encoder, text_precision = "clip", "float32"  # as published
 
@@ -327,12 +328,17 @@ class OmniObject3D(Published):
     fov, distance = 0.6911112070083618, 16.25**0.5
     sources = sources("OmniObject3D-v1.0", file)
 
+    @property
+    def prompt_list(self) -> Path:
+        """The classes, by their names if there are such."""
+        return self.classes or Path("omniobject3d")
+
 
 @dataclass(frozen=True)
 class ShapeNetCar(Published):
     """GaussianCube of ShapeNet's cars, without condition."""
 
-    file, bound = "shapenet_car_ckpt", 0.45
+    file, bound, prompt_list = "shapenet_car_ckpt", 0.45, Path("unconditional")
     sources = sources("ShapeNetCar-v1.0", file)
 
 

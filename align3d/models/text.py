@@ -65,6 +65,17 @@ class Text:
         return Text(states, keep, torch.cat(pooled) if pooled else None, max(most) if len(most) == len(texts) else None)
 
 
+def check_known(source: TextSource, prompts: Sequence[str]) -> None:
+    """Refuse prompts that a cache lacks; an encoder knows them all.
+
+    Raises:
+        ValueError: As the cache says.
+    """
+    missing = [prompt for prompt in prompts if prompt not in source] if hasattr(source, "__contains__") else []
+    if missing:
+        source(missing[:1])
+
+
 def check_lengths(prompts: Sequence[str]) -> None:
     """Refuse what is too long for a prompt.
 
