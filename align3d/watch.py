@@ -45,9 +45,7 @@ class Watch:
 
     rewards: tuple[str, ...] = ()  # watched beside the trained one: dnc, "loose=dnc(alpha=0.5)"
     every: int = 10  # updates between looks; 0 = only after the last
-    prompts: Path = Path(
-        "heldout"
-    )  # text file, a prompt per line; train, heldout = the embedded generator's lists, or the model's own
+    prompts: Path = Path("heldout")  # a prompt per line; train, heldout = the embedded generator's, or the model's
     num: int = 20  # prompts, spread over those that all rewards know
     seeds: int = 2  # samples of each prompt, 2 or more
     seed: int = 0  # first of them; as many others make the base model's samples that the FID is taken against

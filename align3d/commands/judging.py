@@ -33,9 +33,7 @@ class Measuring:
     """The flags that both commands have."""
 
     rewards: tuple[str, ...]  # to measure, best not only the trained one: dnc, "loose=dnc(alpha=0.5)"
-    prompts: Path = Path(
-        "heldout"
-    )  # a prompt per line, .csv or .json; train, heldout = the embedded generator's or the model's own
+    prompts: Path = Path("heldout")  # a prompt per line; train, heldout = the embedded generator's, or the model's
     skip_unknown: bool = False  # leave out prompts that one of the rewards cannot judge, instead of refusing them
     max_prompts: int = 0  # use at most so many of the prompts, spread over the list; 0 = all
     num: int = 4  # samples per prompt and model, with the seeds SEED, SEED + 1, ...; the paper has 32

@@ -28,9 +28,7 @@ class Sample:
     """
 
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # a prompt; may be given several times
-    prompts: Path | None = (
-        None  # text file, a prompt per line; train, heldout = the embedded generator's lists, or the model's own
-    )
+    prompts: Path | None = None  # a prompt per line; train, heldout = the embedded generator's lists, or the model's
     adapter: Path | None = None  # a run's folder, whose model options become the defaults, or an adapter's; none = base
     num: int = 1  # samples per prompt, with the seeds SEED, SEED + 1, ...
     seed: int = 0  # first seed, 0 to 2^63 - 1

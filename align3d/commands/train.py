@@ -61,9 +61,7 @@ class Train:
 
     recipe: str | None = None  # a published run, such as nabla-r2d3-dnc-diffsplat-pas; may stand first, as RECIPE
     variant: Literal["paper", "released"] | None = None  # of the recipe: as in the paper, or in its code; none = paper
-    prompts: Path = Path(
-        "train"
-    )  # text file, a prompt per line; train, heldout = the embedded generator's lists, or the model's own
+    prompts: Path = Path("train")  # a prompt per line; train, heldout = the embedded generator's lists, or the model's
     skip_unknown: bool = False  # leave out prompts that the reward cannot judge, instead of refusing them
     keep_above: float | None = None  # train only on prompts with a reward greater than this in --prompt-rewards
     prompt_rewards: Path | None = None  # their rewards: .npy, .jsonl, or table.json of evaluate; see docs/prompts.md
