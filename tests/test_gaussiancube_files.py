@@ -94,7 +94,7 @@ def test_an_adapter_of_other_layers_is_refused_with_what_to_do(folders, tmp_path
 
 def test_prompts_that_a_model_cannot_follow_are_refused(folders, tmp_path):
     nothing = load(folders, "nothing")
-    with pytest.raises(ValueError, match=r"so the model follows none; got 'a car', its one prompt"):
+    with pytest.raises(ValueError, match=r"so the model follows none; got 'a car', its prompts are"):
         nothing.encode(["unconditional", "a car"])
     names = tmp_path / "classes.json"
     names.write_text('{"mug": 3, "dog": 0}')
