@@ -136,6 +136,15 @@ def test_times_of_the_published_samplers():
     assert Flow(shift=3.0).times(4).tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
 
 
+def test_even_times_descend_up_to_the_number_of_steps_that_is_told():
+    for size in (2, 3, 50, 1000):
+        schedule = DiscreteVP(num_steps=size)
+        entries = schedule.index(schedule.times(size - 1))
+        assert len(entries.unique()) == size
+        with pytest.raises(ValueError, match=f"linspace spacing takes at most {size - 1} steps, got {size}"):
+            schedule.times(size)
+
+
 @pytest.mark.parametrize("size", [2, 3, 6, 7, 50, 1000])
 def test_trailing_times_descend_up_to_the_number_of_steps_that_is_told(size):
     trailing, most = DiscreteVP(num_steps=size, spacing="trailing"), 2 * size // 3

@@ -72,13 +72,14 @@ class DiscreteVP:
         """The T = steps + 1 times of a sampler, from 1 down to 0, evenly or as `spacing` has it.
 
         Raises:
-            ValueError: If there are no steps, or so many with trailing spacing that two would be at one entry.
+            ValueError: If there are no steps, or so many that two times would be at one entry.
         """
-        even = _times(steps)
-        if self.spacing == "trailing":
-            most = 2 * self.num_steps // 3  # with shorter steps, the last one would begin at entry 0, where it ends
-            if steps > most:
-                raise ValueError(f"trailing spacing takes at most {most} steps, got {steps}")
+        even, trailing = _times(steps), self.spacing == "trailing"
+        # of shorter trailing steps the last one would begin at entry 0, where it ends
+        most = 2 * self.num_steps // 3 if trailing else self.num_steps - 1
+        if steps > most:
+            raise ValueError(f"{self.spacing} spacing takes at most {most} steps, got {steps}")
+        if trailing:
             index = (even * self.num_steps).round() - 1
             even = index.clamp_min(0) / (self.num_steps - 1)
         return even.to(dtype)
