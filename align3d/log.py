@@ -229,7 +229,7 @@ def counting(name: str, what: str = "samples", brief: bool = False) -> Callable[
     def tell(done: float | int, total: int) -> None:
         nonlocal shown, silent
         now = time.monotonic()
-        worth = done >= 1 if silent and not brief else done == total and not silent
+        worth = done % 1 == 0 if silent and not brief else done == total and not silent
         if done > 0 and (worth or now - shown >= EVERY):
             shown, silent = now, False
             left = duration((now - begun) / done * (total - done))

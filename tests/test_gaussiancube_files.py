@@ -10,6 +10,9 @@ from align3d.models.gaussiancube import CubeCond
 from align3d.models.gaussiancube_files import Objaverse, Objaverse10, OmniObject3D, ShapeNetCar, ShapeNetChair
 from align3d.models.gaussiancube_norms import read_norms
 from align3d.pretrained.fetched import write_record
+from align3d.scenes.cameras import orbit
+from align3d.scenes.files import read_scene
+from align3d.scenes.ply import write_ply
 
 PARTS = {"text": Objaverse, "class": OmniObject3D, "nothing": ShapeNetCar}
 OPTIONS = {"precision": "float32", "sampler_steps": 12, "rank": 2}
@@ -292,3 +295,18 @@ def test_weights_of_another_network_are_refused(tmp_path, folders):
             path.unlink()
         (without / "text_encoder").rmdir()
         Objaverse(weights=without, **OPTIONS).load()
+
+
+def test_a_ply_file_draws_the_same_scene(folders, tmp_path):
+    """Clamped values too; but for the square pixels that are added, which it does not say."""
+    model = load(folders, "nothing")
+    states = 3 * torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    scene = model.decode(states)
+    assert all(bool((value == 0).any()) for value in (scene.scales, scene.opacities, scene.colors))
+    azimuth = torch.tensor([[0.0, 90.0, 200.0]])
+    cameras = orbit(azimuth, torch.full_like(azimuth, 20.0), height=24, width=20)
+    for i in range(2):
+        write_ply(tmp_path / "x.ply", scene, i)
+        wanted = scene.index(i).render(cameras).rgb
+        torch.testing.assert_close(read_scene(tmp_path / "x.ply", 0.3).render(cameras).rgb, wanted, rtol=0, atol=2e-3)
+        assert (read_scene(tmp_path / "x.ply").render(cameras).rgb - wanted).abs().max() > 0.02
