@@ -120,19 +120,6 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(here, capsys):
     assert all(layer in trained for layer in ("qkv", "proj_out", "in_layers.2", "out_layers.3", "emb_layers.1"))
 
 
-def test_a_recipe_trains(here, capsys):
-    small = ["--model.steps", "3", "--model.precision", "float32", *QUICK, "--cameras.size", "16", *CPU]
-    loop = ["--loop.updates", "1", "--loop.batch-size", "2", "--loop.accumulate", "1", "--method.transitions", "2"]
-    args = ["train", "nabla-r2d3-dnc-gaussiancube", "--weights", here("text"), *small, *loop, "--prompts", "text.txt"]
-    ran(capsys, [*args, "--out", "run"])
-    config = json.loads(Path("run/config.json").read_text())["config"]
-    assert config["recipe"] == {"name": "nabla-r2d3-dnc-gaussiancube", "variant": "paper"}
-    assert (config["model"]["name"], config["model"]["layers"]) == ("gaussiancube", "attention")
-    (row,) = (json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines())
-    assert row["grad_norm"] > 0
-    assert "has the variant paper, got 'released'" in refused(capsys, [*args, "--variant", "released", "--out", "r"])
-
-
 def test_pictures_come_from_the_published_sampler(here, capsys):
     """Unless asked otherwise; the same weights, prompt and seed give another scene by ancestral steps."""
     made = {}
