@@ -142,15 +142,15 @@ def sampled(folders, kind, prompt, *more):
 
 def test_prompts_that_no_model_can_follow_are_refused(here, capsys):
     said = refused(capsys, sampled(here, "nothing", "a red car"))
-    said_of_it = (
-        'got \'a red car\', its prompts are "unconditional", "unconditional 2" and so on (--prompts unconditional)'
-    )
-    assert said.endswith(said_of_it)
+    assert 'got \'a red car\', its prompts are "unconditional", "unconditional 2" and so on' in said
+    assert said.endswith("(the list unconditional, as in --prompts unconditional)")
     listed = [*train(here, "nothing", "draft", "--prompts", "text.txt"), "--out", "r"]
     assert "the model follows none; got 'a" in refused(capsys, listed)
     for prompt in ("5", "-1", "a red mug"):
         said = refused(capsys, sampled(here, "class", prompt))
         assert said.endswith(f"a prompt is a number 0 to 4, or a name of 2, such as 'mug'; got {prompt!r}")
+    lost = [*train(here, "class", "draft", "--model.classes", "none.json", "--prompts", "train"), "--out", "r"]
+    assert "no file none.json; model.classes takes a JSON file" in refused(capsys, lost)
     watch = ["--watch", "dnc", "--watch.features", "none", "--watch.prompts", "text.txt"]
     assert "knows classes, not texts" in refused(capsys, [*train(here, "class", "draft", *watch), "--out", "r"])
     bare = str(here("nothing", "gaussiancube-v1.0"))

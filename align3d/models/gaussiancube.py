@@ -124,7 +124,7 @@ class GaussianCube:
         elif other := [prompt for prompt in prompts if not re.fullmatch(rf"({NOTHING}( \d+)?)?", prompt)]:
             raise ValueError(
                 f"the weights have no layers for texts, so the model follows none; got {other[0]!r}, its prompts are "
-                f'"{NOTHING}", "{NOTHING} 2" and so on (--prompts {NOTHING})'
+                f'"{NOTHING}", "{NOTHING} 2" and so on (the list {NOTHING}, as in --prompts {NOTHING})'
             )
 
     def encode(self, prompts: Sequence[str]) -> CubeCond:

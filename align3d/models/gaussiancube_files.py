@@ -331,7 +331,8 @@ class OmniObject3D(Published):
     @property
     def prompt_list(self) -> Path:
         """The classes, by their names if there are such."""
-        return self.classes or Path("omniobject3d")
+        named = self.classes is not None and self.classes.is_file()  # `load` refuses what is none
+        return self.classes if named else Path("omniobject3d")
 
 
 @dataclass(frozen=True)
