@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align3d.rng import Streams
 
@@ -68,22 +66,9 @@ def generate(
         rng = Streams(("generate",), tuple((seed, "generate", text) for text, seed in zip(texts, numbers, strict=True)))
         tell = None if progress is None else functools.partial(_part, progress, first, len(texts), len(pairs))
         with torch.no_grad():  # ends before the yield: the caller's own mode holds in the caller's loop
-            scene = model.decode(sample(model if tell is None else _telling(model, tell), texts, times, rng))
+            scene = model.decode(sample(model, texts, times, rng, tell))
         yield Batch(texts, numbers, scene, rng)
 
 
 def _part(progress: Callable[[float, int], None], done: int, batch: int, total: int, share: float) -> None:
     progress(done + batch * share, total)
-
-
-def _telling(model: BaseModel, tell: Callable[[float], None]) -> Any:
-    """As much of a model as is sampled from; it tells which share of a batch is done, before each prediction."""
-    asked = itertools.count()
-
-    def predict(x: Any, t: Any, cond: Any) -> Any:
-        tell(next(asked) / model.steps)
-        return model.predict(x, t, cond)
-
-    names = ("schedule", "steps", "latent_shape", "adapter", "encode", "decode", "reference")
-    own = {"solve": functools.partial(model.solve, tell=tell)} if hasattr(model, "solve") else {}
-    return SimpleNamespace(predict=predict, **own, **{name: getattr(model, name) for name in names})

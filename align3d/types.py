@@ -132,11 +132,11 @@ class BaseModel(Protocol):
             into the folder, which may have to be made. Training needs it.
         options: The dataclass that it was loaded from, for config.json.
         check(prompts): Raises a ValueError on what cannot be encoded; it is called before any work is done.
-        solve(noise, cond, tell): Clean latents of standard normal noise (B, *L), by a sampler of the model's own, for
-            what is not trained on: pictures and evaluations. Without randomness. None: there is none. Without it,
+        solve(noise, cond, tell=None): Clean latents of standard normal noise (B, *L), by a sampler of the model's own,
+            for what is not trained on: pictures and evaluations. Without randomness. None: there is none. Without it,
             ancestral steps are taken, as in training. Where it cannot go on, it raises a FloatingPointError with the
-            number of the first such row as its `row`. `tell` may be left out; it is called now and then with the share
-            of the work that is done.
+            number of the first such row as its `row`. `tell`, if it is not None, is to be called now and then with the
+            share of the work that is done.
     """
 
     schedule: Any  # a diffusion.schedule.Schedule that has times(steps) as well

@@ -74,7 +74,7 @@ def simple_sampler(monkeypatch):
     """The last noise is the sample: what the sampler does is not this file's business."""
     import align3d.diffusion.sampler as sampler
 
-    def rollout(model, prompts, times, rng, eta=1.0, keep=True):
+    def rollout(model, prompts, times, rng, **options):
         return SimpleNamespace(x=rng.normal("noise", model.latent_shape)[:, None])
 
     monkeypatch.setattr(sampler, "rollout", rollout)

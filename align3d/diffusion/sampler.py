@@ -67,6 +67,7 @@ def rollout(
     rng: Streams,
     eta: float = 1.0,
     keep: bool = True,
+    tell: Callable[[float], None] | None = None,
 ) -> Rollout:
     """Sample from noise to data in K = T - 1 steps of DDIM.
 
@@ -77,6 +78,7 @@ def rollout(
         rng: One stream per prompt; draws are named "noise" (the start) and "step0", "step1", ...
         eta: 0 is deterministic, 1 is ancestral.
         keep: Whether to keep all states; otherwise the rollout holds the last step only, as if K were 1.
+        tell: Called before each step with the share of them that is done.
 
     Returns:
         States and predictions; x[:, -1] is the sample.
@@ -94,14 +96,20 @@ def rollout(
     cond = model.encode(prompts)
     x = rng.normal("noise", tuple(model.latent_shape), like=times)
     states, predictions = [x], []
-    for eps, state in _steps(model, model.predict, prompts, cond, x, times, rng, eta):
+    for eps, state in _steps(model, model.predict, prompts, cond, x, times, rng, eta, tell=tell):
         states, predictions = [*states, state], [*predictions, eps]
         if not keep:
             states, predictions = states[-2:], predictions[-1:]
     return Rollout(prompts, cond, times[-len(states) :], torch.stack(states, 1), torch.stack(predictions, 1))
 
 
-def sample(model: BaseModel, prompts: Sequence[str], times: Float[Tensor, "T"], rng: Streams) -> Float[Tensor, "B *L"]:
+def sample(
+    model: BaseModel,
+    prompts: Sequence[str],
+    times: Float[Tensor, "T"],
+    rng: Streams,
+    tell: Callable[[float], None] | None = None,
+) -> Float[Tensor, "B *L"]:
     """Clean latents, by the model's own sampler if it has one, else by ancestral steps; arguments as of `rollout`.
 
     Raises:
@@ -110,14 +118,14 @@ def sample(model: BaseModel, prompts: Sequence[str], times: Float[Tensor, "T"], 
     if hasattr(model, "solve"):
         noise = rng.normal("noise", tuple(model.latent_shape), like=times)
         try:
-            x0 = model.solve(noise, model.encode(prompts))
+            x0 = model.solve(noise, model.encode(prompts), tell)
         except FloatingPointError as error:
             row = getattr(error, "row", None)
             raise NonFiniteError(f"{error} for prompt {prompts[row]!r}" if row is not None else str(error)) from None
         if x0 is not None:
             require_finite(x0, prompts, "sample", "at the end")
             return x0
-    return rollout(model, prompts, times, rng, keep=False).x[:, -1]
+    return rollout(model, prompts, times, rng, keep=False, tell=tell).x[:, -1]
 
 
 def advance(
@@ -171,9 +179,12 @@ def _steps(
     rng: Streams,
     eta: float,
     first: int = 0,
+    tell: Callable[[float], None] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "B *L"], Float[Tensor, "B *L"]]]:
     """The prediction and the next state of each step from times[0] on; `first` steps led to x."""
     for k in range(len(times) - 1):
+        if tell is not None:
+            tell(k / (len(times) - 1))
         t, s = times[k].expand(len(prompts)), times[k + 1].expand(len(prompts))
         eps = at_least(predict(x, t, cond), x.dtype)
         require_finite(eps.detach(), prompts, "prediction", f"at step {first + k}")
