@@ -216,13 +216,13 @@ def test_only_real_bfloat16_counts(monkeypatch):
 
 def counted(model):
     """The texts that the model has encoded, as it goes on."""
-    encode, texts = model.text, []
+    encode, texts = model.memory.source, []
 
     def count(prompts):
         texts.extend(prompts)
         return encode(prompts)
 
-    model.text = count
+    model.memory.source = count
     return texts
 
 
@@ -234,11 +234,11 @@ def test_texts_are_encoded_once_and_whatever_came_before(model, weights, monkeyp
     first, again = first.text, again.text
     assert torch.equal(again.states, first.states[[1, 0, 1]]) and torch.equal(again.keep, first.keep[[1, 0, 1]])
     assert not torch.equal(first.states[0], first.states[1]) and first.states.shape[0] == 2
-    model.texts.clear()
+    model.memory.texts.clear()
     assert torch.equal(model.encode(["a mug", *PROMPTS]).text.states[1:], first.states)
-    monkeypatch.setattr("align3d.models.diffsplat.TEXTS", first.states.nbytes)  # of two
+    monkeypatch.setattr("align3d.models.text.KEPT", first.states.nbytes)  # of two
     model.encode([f"mug {i}" for i in range(5)])
-    assert list(model.texts) == ["mug 3", "mug 4"]
+    assert list(model.memory.texts) == ["mug 3", "mug 4"]
 
 
 def test_texts_encoded_in_inference_mode_serve_in_training(model):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from align3d.diffusion.guidance import guide
 from align3d.diffusion.schedule import eps_from_flow, eps_from_v
 from align3d.models.splat_maps import quaternion
-from align3d.models.text import Text, check_known
+from align3d.models.text import Memory, Text, check_known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from align3d.models.text import TextSource
     from align3d.scenes.gaussians import Gaussians
     from align3d.types import Cameras
-
-TEXTS = 1 << 28  # bytes of encoded texts that are kept
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,13 @@ class DiffSplat:
     plucker: Tensor | None = None  # (1, V, 6, h, w), a part of the denoiser's input; None = through latent pixels
     options: Any = None  # the dataclass that it was loaded from, for config.json
     turns: Tensor = field(init=False)  # (1, V, 4), quaternions of the cameras' rotations
-    texts: dict[str, Text] = field(init=False, default_factory=dict)  # encoded, one row each, the latest last
+    memory: Memory = field(init=False)  # of texts
 
     def __post_init__(self) -> None:
         if self.plucker is None:
             self.plucker = plucker_rays(self.cameras, *self.latent_shape[-2:])
         self.turns = quaternion(self.cameras.c2w[..., :3, :3])
+        self.memory = Memory(self.text, self.device)
 
     @property
     def network(self) -> nn.Module:
@@ -87,18 +86,8 @@ class DiffSplat:
 
     def encode(self, prompts: Sequence[str]) -> TextCond:
         """Text states, those of the latest texts from memory. No gradient: the text encoder is frozen."""
-        empty, *rows = (self._encoded(prompt) for prompt in ["", *prompts])
+        empty, *rows = map(self.memory, ["", *prompts])
         return TextCond(Text.cat(rows), empty)
-
-    def _encoded(self, prompt: str) -> Text:
-        """One text; encoded alone, so that it never depends on what came before."""
-        if prompt not in self.texts:
-            self.texts[prompt] = self.text([prompt]).counted().to(self.device)
-        self.texts[prompt] = self.texts.pop(prompt)  # now the latest
-        most = max(2, TEXTS // self.texts[prompt].states.nbytes)
-        while len(self.texts) > most:
-            del self.texts[next(iter(self.texts))]
-        return self.texts[prompt]
 
     def predict(self, x: Float[Tensor, "B *L"], t: Float[Tensor, "B"], cond: TextCond) -> Float[Tensor, "B *L"]:
         """The noise in x, with guidance, float32.

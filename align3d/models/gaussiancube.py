@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from align3d.diffusion.guidance import guide
 from align3d.diffusion.schedule import eps_from_x0
-from align3d.models.text import CLIP_TOKENS, check_known
+from align3d.models.text import CLIP_TOKENS, Memory, check_known
 from align3d.scenes.gaussians import Gaussians
 from align3d.scenes.raster import RasterConfig
 
@@ -95,13 +95,17 @@ class GaussianCube:
     levels: Levels  # those of the deterministic sampler
     steps: int  # of ancestral sampling
     guidance: float
-    sampler: Literal["adaptive", "multistep2", "multistep3", "ancestral"]  # of what is not trained on: pictures
-    sampler_steps: int  # of multistep
+    solver: Callable[..., Tensor] | None  # one of diffusion/dpm_solver.py, of what is not trained on: pictures
     labels: Literal["exact", "published"] = "exact"  # of noise levels, in the deterministic sampler
     adapter: Adapter | None = None
     text: TextSource | None = None
     classes: Mapping[str, int] | None = None  # names of classes; their numbers do as well
     options: Any = None  # the dataclass that it was loaded from, for config.json
+    memory: Memory | None = field(init=False, default=None)  # of texts
+
+    def __post_init__(self) -> None:
+        if self.text is not None:
+            self.memory = Memory(self.text, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -137,8 +141,8 @@ class GaussianCube:
 
         own = self.network.architecture
         if own.text:
-            states = torch.cat([self.text([p]).states if p else self._null(1) for p in prompts])
-            return CubeCond(text=states.to(self.device).float())
+            rows = [self.memory(p).states.float() if p else self._null(1) for p in prompts]
+            return CubeCond(text=torch.cat(rows))
         if own.classes:
             return CubeCond(classes=torch.tensor([self._class(p) for p in prompts], device=self.device))
         self.check(prompts)
@@ -206,35 +210,13 @@ class GaussianCube:
     ) -> Float[Tensor, "B *L"] | None:
         """The clean cubes of standard normal noise, by the deterministic sampler; None: there is none, steps it is.
 
-        `tell` is called before each prediction with the share of the way that lies behind the slowest row.
+        `tell` is called before each step with the share of the way that lies behind the slowest row.
         """
-        from align3d.diffusion.dpm_solver import adaptive, multistep
 
         def denoise(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-            if tell is not None:
-                tell(self.way(t))
             return self.clean(x, self.label(t), cond.rows(rows))
 
-        if self.sampler == "ancestral":
-            return None
-        if self.sampler == "adaptive":
-            return adaptive(denoise, noise, self.levels)
-        return multistep(denoise, noise, self.levels, self.sampler_steps, int(self.sampler[-1]))
-
-    def way(self, t: Float[Tensor, "B"]) -> float:
-        """The share of the way of the deterministic sampler that lies behind the noisiest of some times.
-
-        Steps of a given number are even in time; those that adapt themselves are more nearly so in lambda.
-        """
-        import torch
-
-        from align3d.diffusion.dpm_solver import END
-
-        noisiest = t.max()
-        if self.sampler != "adaptive":
-            return float((1 - noisiest) / (1 - END))
-        first, last, now = self.levels.lam(torch.stack([t.new_tensor(1.0), t.new_tensor(END), noisiest]))
-        return float((now - first) / (last - first))
+        return None if self.solver is None else self.solver(denoise, noise, self.levels, tell=tell)
 
     def label(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
         """What the network is told of times of the deterministic sampler.

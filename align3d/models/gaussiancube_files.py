@@ -21,7 +21,7 @@ from align3d.pretrained.fetched import check_source
 from align3d.pretrained.legacy import converted_or_published, read_legacy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -51,8 +51,8 @@ class Published(TextOptions):
     layers: Literal["attention", "all"] = "attention"  # adapted; all = convolutions and embeddings too
     guidance: float = 3.5  # classifier-free guidance, of models with texts or classes; 1 = none
     steps: int = 50  # ancestral sampling steps, which are trained on
-    sampler: Literal["published", "ancestral"] = "published"  # of pictures and evaluations; ancestral = as trained
-    sampler_steps: int = 300  # of the published sampler; that of texts, which is adaptive, chooses its own
+    sampler: Literal["published", "adaptive", "multistep2", "multistep3", "ancestral"] = "published"  # of pictures
+    sampler_steps: int = 300  # of multistep samplers; the adaptive one, published for texts, chooses its own
     labels: Literal["exact", "published"] = "exact"  # of noise levels in the published sampler; published = shifted
     size: Literal["unit", "published"] = "unit"  # of scenes; unit = all data sets fill -0.5 to 0.5
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 where it is fast
@@ -203,14 +203,26 @@ class Published(TextOptions):
             levels=Levels(schedule),
             steps=self.steps,
             guidance=self.guidance,
-            sampler=solver(own) if self.sampler == "published" else "ancestral",
-            sampler_steps=self.sampler_steps,
+            solver=self.solver(own),
             labels=self.labels,
             adapter=adapter,
             text=texts,
             classes=classes,
             options=self,
         )
+
+    def solver(self, own: Architecture) -> Callable[..., Tensor] | None:
+        """What makes pictures; the published one goes by what the network is conditioned on. None: ancestral steps."""
+        import functools
+
+        from align3d.diffusion.dpm_solver import adaptive, multistep
+
+        published = "adaptive" if own.text else "multistep2" if own.classes else "multistep3"
+        name = published if self.sampler == "published" else self.sampler
+        orders = {"multistep2": 2, "multistep3": 3}
+        if name in orders:
+            return functools.partial(multistep, steps=self.sampler_steps, order=orders[name])
+        return adaptive if name == "adaptive" else None
 
     def read_network(self, root: Path, dtype: torch.dtype) -> CubeUNet:
         """The network of the weights.
@@ -279,11 +291,6 @@ class Published(TextOptions):
             said = f"{wrong[0]!r} is {found[wrong[0]]!r}" if wrong else "it is empty"
             raise ValueError(f"{self.classes}: {said}; classes of this model are numbers 0 to {number - 1}")
         return found
-
-
-def solver(own: Architecture) -> Literal["adaptive", "multistep2", "multistep3"]:
-    """The published sampler of a network, which goes by what it is conditioned on."""
-    return "adaptive" if own.text else "multistep2" if own.classes else "multistep3"
 
 
 def sources(repository: str, file: str, folder: str = "", text: bool = False) -> dict[str, Any]:

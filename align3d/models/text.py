@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     TextSource = Callable[[Sequence[str]], "Text"]
 
 MAX_CHARACTERS = 2000  # of a prompt: about 500 tokens; a longer one is some other text, given by mistake
+KEPT = 1 << 28  # bytes of encoded texts that a memory keeps
 T5_TOKENS, CLIP_TOKENS, SD3_T5_TOKENS = 300, 77, 256  # PixArt-Sigma, all CLIPs, SD3
 
 
@@ -63,6 +64,25 @@ class Text:
         states, keep = (torch.cat([getattr(text, name) for text in texts]) for name in ("states", "keep"))
         most = [text.most for text in texts if text.most is not None]
         return Text(states, keep, torch.cat(pooled) if pooled else None, max(most) if len(most) == len(texts) else None)
+
+
+@dataclass(eq=False)
+class Memory:
+    """The latest texts of a source; each is encoded alone, so that it never depends on what came before."""
+
+    source: TextSource
+    device: str | torch.device  # where they are kept
+    texts: dict[str, Text] = field(init=False, default_factory=dict)  # one row each, the latest last
+
+    def __call__(self, prompt: str) -> Text:
+        """One row, on the device."""
+        if prompt not in self.texts:
+            self.texts[prompt] = self.source([prompt]).counted().to(self.device)
+        self.texts[prompt] = self.texts.pop(prompt)  # now the latest
+        most = max(2, KEPT // self.texts[prompt].states.nbytes)
+        while len(self.texts) > most:
+            del self.texts[next(iter(self.texts))]
+        return self.texts[prompt]
 
 
 def check_known(source: TextSource, prompts: Sequence[str]) -> None:
