@@ -179,6 +179,45 @@ class BaseModel(Protocol):
 
 
 @runtime_checkable
+class ModelOptions(Protocol):
+    """The options of a text-to-3D generator: a frozen dataclass, whose fields become flags, --model.NAME.
+
+    It is made without torch being loaded, and may refuse in `__post_init__`, with a ValueError, what is wrong by
+    itself. The same options give the same generator: they are compared to know whether one is loaded already.
+
+    Fields that may be missing:
+        adapter: Folder of an adapter to start from, or None. `--adapter`, and adapters to be measured, are put there,
+            unless the generator's own `adapter` has `load(folder)`.
+        rank, alpha: Of the adapter; set to those of an adapter that is read.
+        weights: Folder of published files; `--weights` is short for --model.weights.
+        recompute, decode_rows: True, and fewer rows, take less memory, as is said where there is not enough.
+
+    Other members that may be missing:
+        prompt_list(): The file, or the name of a list, that `train` and `heldout`, the defaults of --prompts, stand for
+            if the usual ones cannot be followed; None: they can. May be asked before anything is loaded.
+        text_source(device, precision, offload): The text encoder alone, a models.text.TextSource, for `align3d embed`;
+            ValueError if there is none. Else that of the loaded generator, its `text`.
+        text_precision: "float32" or "bfloat16", of that encoder if the user says nothing; else bfloat16.
+        sources: What `align3d download` fetches: "weights" or "text" -> repository -> patterns of its files.
+        convert(folder): A function of the class, called when all files are there; may write a better one and return
+            its path, or None.
+        incidental: Names of fields that change no number, so that an evaluation may go on with others.
+    """
+
+    def load(self, device: str = "cpu") -> BaseModel:
+        """The generator, frozen but for its adapter.
+
+        Args:
+            device: Where it shall live, as torch has it.
+
+        Raises:
+            FileNotFoundError, ValueError: One line, if the files or the options will not do; before anything large is
+                read, where that can be known.
+        """
+        ...
+
+
+@runtime_checkable
 class Prior(Protocol):
     """A frozen diffusion model of pictures, or of several pictures of one object together, that teaches a scene.
 

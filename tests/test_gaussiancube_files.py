@@ -1,12 +1,14 @@
 """The files of GaussianCube: what is read off them, what is refused, and the cameras of the published previews."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny_gaussiancube as tiny
 import torch
 
-from align3d.models.gaussiancube import CubeCond
+from align3d.commands.inputs import SHIPPED, read_prompts
+from align3d.models.gaussiancube import NOTHING, CubeCond
 from align3d.models.gaussiancube_files import Objaverse, Objaverse10, OmniObject3D, ShapeNetCar, ShapeNetChair
 from align3d.models.gaussiancube_norms import read_norms
 from align3d.pretrained.fetched import write_record
@@ -46,7 +48,10 @@ def orbit_camera(elevation, azimuth, radius):
 
 @pytest.mark.parametrize(
     ("part", "fov", "radius"),
-    [(Objaverse, 0.857556, 2.0), (OmniObject3D, 0.691111, 4.031129), (ShapeNetChair, 0.857556, 1.2)],
+    [
+        *((Objaverse, 0.857556, 2.0), (Objaverse10, 0.857556, 1.2), (OmniObject3D, 0.691111, 4.031129)),
+        *((ShapeNetCar, 0.857556, 1.2), (ShapeNetChair, 0.857556, 1.2)),
+    ],
 )
 def test_previews_are_the_published_ones_without_their_mirror(part, fov, radius):
     """There two axes of a pose are swapped, which mirrors it; mirrored back, left and right of a picture change."""
@@ -65,25 +70,39 @@ def test_previews_are_the_published_ones_without_their_mirror(part, fov, radius)
     assert torch.allclose(unit.K[0, 0, 0, 0], K[0, 0] / 8)
 
 
-def test_weights_say_whether_texts_are_followed(tmp_path, folders, capsys):
+def test_weights_say_whether_texts_are_followed(tmp_path, folders, recwarn):
     """Version 1.0, whose texts the published code drops: the layers are used if they are there."""
     text = tiny.write_cube(tmp_path / "text", Objaverse10)
-    made = Objaverse10(weights=text, **OPTIONS).load()
+    with pytest.warns(
+        RuntimeWarning, match=r"^these weights follow texts; the released inference gave those of v1\.0 n"
+    ):
+        made = Objaverse10(weights=text, **OPTIONS).load()
     assert made.sampler == "adaptive" and made.encode(["a red mug"]).text.shape == (1, 77, 64)
-    assert (
-        capsys.readouterr().err
-        == "align3d: these weights follow texts; the released inference gave those of v1.0 none\n"
-    )
     bare = tiny.write_cube(tmp_path / "bare", Objaverse10, tiny.KINDS["nothing"])
+    recwarn.clear()
     made = Objaverse10(weights=bare, **OPTIONS).load()
-    assert made.sampler == "multistep3" and made.encode(["unconditional"]) == CubeCond()
-    assert capsys.readouterr().err == ""
+    assert made.sampler == "multistep3" and made.encode([NOTHING]) == CubeCond()
+    assert not [one for one in recwarn if "weights" in str(one.message)]
     with pytest.raises(ValueError, match=r"the weights have no layers for texts, so the model follows none; got 'a r"):
         made.encode(["a red mug"])
     with pytest.raises(ValueError, match=r"--model\.text is for weights that follow texts, and these do not; leave it"):
         Objaverse10(weights=bare, text=text, **OPTIONS).load()
     with pytest.raises(ValueError, match=r"--model\.cache is for weights that follow texts"):
         OmniObject3D(weights=folders["class"], cache=text, **OPTIONS).load()
+
+
+def test_lists_of_prompts_are_the_models_own(folders, tmp_path):
+    """Those that stand for train and heldout can be followed; a model of texts takes the usual ones."""
+    (tmp_path / "classes.json").write_text('{"mug": 3, "dog": 0}')
+    assert (SHIPPED / f"{NOTHING}.txt").is_file() and Objaverse().prompt_list() is None
+    for made, number in (
+        (load(folders, "nothing"), 20),
+        (load(folders, "class", classes=tmp_path / "classes.json"), 2),
+    ):
+        found = read_prompts(Path("heldout"), made.options)
+        assert len(found) == number and found == read_prompts(Path("train"), made.options)
+        made.check(found)
+    assert read_prompts(Path("train"), OmniObject3D()) == [str(number) for number in range(216)]
 
 
 def test_an_adapter_of_other_layers_is_refused_with_what_to_do(folders, tmp_path):

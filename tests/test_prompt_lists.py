@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from align3d.commands import embed
 from align3d.commands.inputs import read_prompts
 from align3d.prompt_lists import read_list
 
@@ -70,10 +71,25 @@ def test_other_json(put):
 
 def test_a_model_may_have_lists_of_its_own(put):
     """In the place of the usual ones alone."""
-    model = SimpleNamespace(prompt_list=put("own.txt", "a cup\n"))
+    own = put("own.txt", "a cup\n")
+    model, without = SimpleNamespace(prompt_list=lambda: own), SimpleNamespace(prompt_list=lambda: None)
     assert read_prompts(Path("train"), model) == read_prompts(Path("heldout"), model) == ["a cup"]
     assert read_prompts(put("plain.txt", "a hat\n"), model) == ["a hat"]
     assert len(read_prompts(Path("heldout"))) > 9 and len(read_prompts(Path("unconditional"), model)) == 20
+    assert read_prompts(Path("heldout"), without) == read_prompts(Path("heldout"))
+    with pytest.raises(
+        ValueError, match=r"^prompt_list\(\) of the model failed: TypeError: 'PosixPath' object is not call"
+    ):
+        read_prompts(Path("train"), SimpleNamespace(prompt_list=own))
+
+
+def test_embed_takes_them_too(put, monkeypatch, tmp_path):
+    """A cache of `train` has the prompts that `train` trains on."""
+    own, found = put("own.txt", "a cup\n"), []
+    model = SimpleNamespace(prompt_list=lambda: own, text_source=lambda **_: None)
+    monkeypatch.setattr("align3d.embedding.embed", lambda source, prompts, *_, **__: found.extend(prompts) or found)
+    embed.run(embed.Embed(prompts=Path("train"), out=tmp_path / "o", device="cpu"), names={"model": "m"}, model=model)
+    assert found == ["a cup"]
 
 
 def test_all_commands_read_them(put):

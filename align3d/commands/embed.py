@@ -20,7 +20,7 @@ class Embed:
     Under torchrun, the processes share the prompts. docs/prompts.md says more.
     """
 
-    prompts: Path  # text file, a prompt per line; train, heldout = lists of the embedded generator
+    prompts: Path  # a prompt per line; train, heldout = the embedded generator's, or the model's
     out: Path  # the cache's folder; new, or with an earlier start of the same
     keep_above: float | None = None  # encode only prompts with a reward greater than this in --rewards
     rewards: Path | None = None  # their rewards: .npy, .jsonl, or table.json of evaluate; see docs/prompts.md
@@ -43,7 +43,7 @@ def run(options: Embed, *, names: dict[str, str], model: Any) -> None:
     from align3d.embedding import embed
     from align3d.models.text import check_lengths
 
-    prompts = choose_prompts(read_prompts(options.prompts), options.keep_above, options.rewards, "--rewards")
+    prompts = choose_prompts(read_prompts(options.prompts, model), options.keep_above, options.rewards, "--rewards")
     check_lengths(prompts)
     source = text_source(model, names["model"], options)
     cache = embed(

@@ -27,15 +27,16 @@ def read_prompts(path: Path, model: Any = None) -> list[str]:
     Args:
         path: The file, or "train" or "heldout" for the lists of the embedded generator: held-out prompts combine
             colours and nouns that its training never combined.
-        model: Options of the model that they are for. If they have `prompt_list`, that is what these names stand for.
+        model: Options of the model that they are for. What their `prompt_list()` gives, these names stand for.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no UTF-8 text, too large, or has no prompts.
     """
-    own = getattr(model, "prompt_list", None)
-    usual = str(path) in ("train", "heldout") and not path.is_file()
-    return list(read_prompt_list(own if own is not None and usual else path).prompts)
+    if str(path) in ("train", "heldout") and not path.is_file() and hasattr(model, "prompt_list"):
+        with blame("prompt_list() of the model", model):
+            path = model.prompt_list() or path
+    return list(read_prompt_list(path).prompts)
 
 
 def read_prompt_list(path: Path) -> PromptList:

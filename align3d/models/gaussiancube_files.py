@@ -8,7 +8,7 @@ a network is conditioned on - texts, classes or nothing - is read off its weight
 
 from __future__ import annotations
 
-import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -64,7 +64,6 @@ class Published(TextOptions):
     fov: ClassVar[float] = 0.8575560450553894  # of the published previews, radians
     distance: ClassVar[float] = 1.2  # of their cameras from the middle, in the size of the files
     sources: ClassVar[dict[str, dict[str, tuple[str, ...]]]]  # what -> repository -> patterns of its files
-    prompt_list: ClassVar[Path | None] = None  # what the lists train and heldout are, if not texts
 
     encoder, text_precision = "clip", "float32"  # as published
 
@@ -74,6 +73,10 @@ class Published(TextOptions):
             if getattr(self, name) > MOST_STEPS:
                 got = getattr(self, name)
                 raise ValueError(f"model.{name} must be at most {MOST_STEPS}, as there are 1000 levels; got {got}")
+
+    def prompt_list(self) -> Path | None:
+        """What the lists train and heldout are, if not texts: a file, or the name of a list."""
+        return None
 
     def schedule(self) -> Any:
         """Noise levels, a cosine."""
@@ -310,18 +313,18 @@ class Objaverse(Published):
 
 
 @dataclass(frozen=True)
-class Objaverse10(Objaverse):
+class Objaverse10(Published):
     """GaussianCube of Objaverse, v1.0; follows texts if its weights have the layers (the released inference: never)."""
 
-    folder = "v1.0"
-    sources = sources("Objaverse", Objaverse.file, "v1.0/", text=True)
+    file, folder, bound = "objaverse_ckpt", "v1.0", 0.5
+    sources = sources("Objaverse", file, "v1.0/", text=True)
 
     def text_of(self, own: Architecture, device: str) -> TextSource | None:
-        """Where texts come from, as of all; says that they are followed, unlike in the published pictures."""
+        """Where texts come from, as of all; warns that they are followed, unlike in the published pictures."""
         found = super().text_of(own, device)
         if found is not None:
             said = "these weights follow texts; the released inference gave those of v1.0 none"
-            print(f"align3d: {said}", file=sys.stderr)
+            warnings.warn(said, RuntimeWarning, stacklevel=1)
         return found
 
 
@@ -335,7 +338,6 @@ class OmniObject3D(Published):
     fov, distance = 0.6911112070083618, 16.25**0.5
     sources = sources("OmniObject3D-v1.0", file)
 
-    @property
     def prompt_list(self) -> Path:
         """The classes, by their names if there are such."""
         named = self.classes is not None and self.classes.is_file()  # `load` refuses what is none
@@ -343,15 +345,26 @@ class OmniObject3D(Published):
 
 
 @dataclass(frozen=True)
-class ShapeNetCar(Published):
+class ShapeNet(Published):
+    """What those of ShapeNet have in common: they are conditioned on nothing."""
+
+    def prompt_list(self) -> Path:
+        """Names of nothing, each of which counts as a prompt."""
+        from align3d.models.gaussiancube import NOTHING
+
+        return Path(NOTHING)
+
+
+@dataclass(frozen=True)
+class ShapeNetCar(ShapeNet):
     """GaussianCube of ShapeNet's cars, without condition."""
 
-    file, bound, prompt_list = "shapenet_car_ckpt", 0.45, Path("unconditional")
+    file, bound = "shapenet_car_ckpt", 0.45
     sources = sources("ShapeNetCar-v1.0", file)
 
 
 @dataclass(frozen=True)
-class ShapeNetChair(ShapeNetCar):
+class ShapeNetChair(ShapeNet):
     """GaussianCube of ShapeNet's chairs, without condition."""
 
     file, bound = "shapenet_chair_ckpt", 0.35
