@@ -210,14 +210,17 @@ def fill(
         places: Name -> name in the files, where they differ otherwise; one that several have is read once.
 
     Raises:
-        ValueError: If one is damaged.
+        ValueError: If one is damaged, or holds integers where the network has real numbers.
     """
     tensors, read = {}, {}
     for key, like in network.state_dict().items():
         kind = dtype if dtype is not None and like.is_floating_point() else like.dtype
         place = prefix + key if places is None else places[key]
         if (place, kind) not in read:
-            read[place, kind] = weights.tensor(place).to(kind)
+            found = weights.tensor(place)
+            if kind.is_floating_point and not found.is_floating_point():
+                raise ValueError(f"{place} holds {str(found.dtype).removeprefix('torch.')}, expected real numbers")
+            read[place, kind] = found.to(kind)
         tensors[key] = read[place, kind]
     network.load_state_dict(tensors, assign=True)
 

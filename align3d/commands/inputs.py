@@ -159,8 +159,16 @@ def load_model(model: Any, name: str, device: str) -> BaseModel:
     """The generator of a model's options, on a device as `--device` names it.
 
     Raises:
-        ValueError: If the device is not there, or if a model of the user's own raises an exception.
+        ValueError: If the device is not there, if its adapter is a run's of another model, whose layers may have the
+            same shapes, or if a model of the user's own raises an exception.
     """
+    adapter = getattr(model, "adapter", None)
+    if isinstance(adapter, Path) and adapter.is_dir():
+        from align3d.commands.earlier import model_of
+
+        known = model_of(adapter).get("name", name)
+        if known != name:
+            raise ValueError(f"{adapter} is an adapter of the model {known!r}, got --model {name}; use its own model")
     return load("model", model, name, device)
 
 

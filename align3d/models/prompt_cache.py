@@ -261,7 +261,8 @@ class PromptCache:
         if at is None:
             raise ValueError(
                 f"prompt {prompt!r} is not in the cache {self.folder}; "
-                "add it to the file and run align3d embed again, to a new folder"
+                "add it to the file and run align3d embed again, to a new folder, or leave the cache out "
+                "(--model.cache None), so that the text encoder is read"
             )
         number, row, first, count, check = self.index.view("places", 2)[at].tolist()
         encoder = self.about["encoder"]

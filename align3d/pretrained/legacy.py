@@ -29,12 +29,18 @@ def load_legacy(path: Path) -> Any:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+    for begin, what in ((b"version https://git-lfs", "a pointer of Git LFS"), (b"<", "a web page")):
+        if head.startswith(begin):
+            raise ValueError(f"{path} is {what}, not the file itself; fetch that in its place")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except MemoryError:
         raise
     except Exception as error:  # a damaged archive raises whatever its first wrong byte leads to
         said = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]  # without advice to trust it
+        said = said.partition(" Check the documentation")[0]
         if any(words in said.lower() for words in ("unsupported global", "unsupported class", "allowed global")):
             raise ValueError(
                 f"{path} holds more than tensors, which could run code when read, or is damaged; only plain tensors "
