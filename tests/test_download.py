@@ -12,6 +12,7 @@ from command_checks import refused
 
 from align3d import registry
 from align3d.cli import main
+from align3d.commands import download
 from align3d.commands.download import choose
 from align3d.models import MODELS
 from align3d.models.published import DiffSplatPAS, DiffSplatSD35m
@@ -148,6 +149,24 @@ def test_it_is_kept_what_came_from_where(hub, capsys, monkeypatch):
     said = refused(capsys, ["download", "gaussiancube-shapenet-chair", "--out", "car", "--yes"])
     assert "car/mean.pt is there already, of BwZhang/GaussianCube-ShapeNetCar-v1.0, and that of BwZhang/Gauss" in said
     assert not hub
+
+
+def test_what_was_fetched_before_an_interruption_is_recorded(hub, capsys, monkeypatch):
+    fetch = download.fetch
+
+    def interrupted(repo, path, *more):
+        if path == "std.pt":
+            raise KeyboardInterrupt
+        fetch(repo, path, *more)
+
+    monkeypatch.setattr(download, "fetch", interrupted)
+    main(["download", "gaussiancube-shapenet-car", "--out", "car", "--yes"])
+    assert set(json.loads(Path("car/source.json").read_text())["files"]) >= {"mean.pt"}
+    monkeypatch.setattr(download, "fetch", fetch)
+    capsys.readouterr()
+    assert "is there already, of BwZhang/GaussianCube-ShapeNetCar-v1.0" in refused(
+        capsys, ["download", "gaussiancube-shapenet-chair", "--out", "car", "--yes"]
+    )
 
 
 class Answer(io.BytesIO):

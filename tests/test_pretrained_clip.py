@@ -23,7 +23,7 @@ from align3d.pretrained.clip import (
 from align3d.pretrained.legacy import read_legacy
 from align3d.pretrained.once import read_once
 from align3d.pretrained.openclip import renamed
-from align3d.weights import Weights
+from align3d.weights import Weights, fill
 
 CPU, WEIGHTS = torch.device("cpu"), "model.safetensors"
 
@@ -218,6 +218,26 @@ def test_legacy_files_of_either_format(tmp_path):
         assert "trust" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"nothing.pt is missing"):
         read_legacy(tmp_path / "nothing.pt")
+
+
+def test_what_lies_in_the_place_of_a_file(tmp_path):
+    for text, what in (
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n", "a pointer of Git LFS"),
+        ("\n<!DOCTYPE html><html>Not found</html>", "a web page"),
+    ):
+        (tmp_path / "x.pt").write_text(text)
+        with pytest.raises(ValueError, match=rf"x\.pt is {what}, not the file itself; fetch that"):
+            read_legacy(tmp_path / "x.pt")
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    torch.save({"weight": torch.ones(2, 3).int(), "bias": torch.zeros(2)}, tmp_path / "x.pt")
+    network = torch.nn.Linear(3, 2)
+    with (
+        Weights({"": tmp_path / "x.pt"}, read_legacy(tmp_path / "x.pt")) as weights,
+        pytest.raises(ValueError, match="weight holds int32, expected real numbers"),
+    ):
+        fill(network, weights)
 
 
 STORED = torch.arange(24.0)

@@ -1,0 +1,58 @@
+"""Members of the family of GaussianCube, which look alike, and what they remember and choose."""
+
+from pathlib import Path
+
+import pytest
+import tiny_gaussiancube as tiny
+import torch
+from command_checks import refused
+
+from align3d.cli import main
+from align3d.diffusion.sampler import sample, sampling_times
+from align3d.models.gaussiancube_files import Objaverse, ShapeNetCar, ShapeNetChair
+from align3d.rng import Streams
+
+SMALL = {"precision": "float32", "rank": 2, "steps": 2, "sampler_steps": 4, "guidance": 1.0}
+
+
+def test_an_adapter_is_for_the_model_that_it_was_trained_with(tmp_path, monkeypatch, capsys):
+    """Of cars and chairs, all shapes are the same."""
+    monkeypatch.chdir(tmp_path)
+    for part in (ShapeNetCar, ShapeNetChair):
+        tiny.write_cube(tmp_path / part.__name__, part, tiny.KINDS["nothing"])
+    ShapeNetCar(weights=Path("ShapeNetCar"), rank=2).load().save_adapter(Path("run/adapter"))
+    Path("run/config.json").write_text('{"config": {"model": {"name": "gaussiancube-shapenet-car"}}}')
+    more = ["--model.rank", "2", "--model.alpha", "8", "--device", "cpu"]
+    chair = ["--model", "gaussiancube-shapenet-chair", "--weights", "ShapeNetChair", *more]
+    said = (
+        "is an adapter of the model 'gaussiancube-shapenet-car', got --model gaussiancube-shapenet-chair; use its own"
+    )
+    args = ["sample", *chair, "--adapter", "run", "--prompt", "unconditional", "--out", "out"]
+    assert said in refused(capsys, args)
+    args = ["train", *chair, "--model.adapter", "run", "--reward", "colorfulness", "--out", "out"]
+    assert said in refused(capsys, args)
+    assert not Path("out").exists()
+    car = ["--model", "gaussiancube-shapenet-car", "--weights", "ShapeNetCar", *more, "--model.sampler", "ancestral"]
+    args = ["sample", *car, "--model.steps", "1", "--adapter", "run", "--prompt", "unconditional", "--frames", "0"]
+    assert main([*args, "--size", "16", "--out", "out"]) == 0, capsys.readouterr().err
+
+
+def test_texts_are_encoded_once(tmp_path):
+    model = Objaverse(weights=tiny.write_cube(tmp_path, Objaverse), **SMALL).load()
+    source, asked = model.memory.source, []
+    model.memory.source = lambda prompts: asked.extend(prompts) or source(prompts)
+    first = model.encode(["a red mug", "the dog", ""])
+    again = model.encode(["the dog", "a red mug"])
+    assert asked == ["a red mug", "the dog"], "and no text is zeros"
+    assert torch.equal(again.text, first.text[[1, 0]]) and not first.text[2].any()
+
+
+@pytest.mark.parametrize("name", ["adaptive", "multistep2", "multistep3"])
+def test_any_sampler_can_be_chosen(tmp_path, name):
+    folder = tiny.write_cube(tmp_path, Objaverse)
+    made = {}
+    for sampler in ("published", name):
+        model = Objaverse(weights=folder, sampler=sampler, **SMALL).load()
+        with torch.no_grad():
+            made[sampler] = sample(model, ["a mug"], sampling_times(model), Streams.batch(0, 0, 0, 1))
+    assert torch.equal(made["published"], made[name]) == (name == "adaptive"), "which is that of texts"
