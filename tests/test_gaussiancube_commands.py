@@ -130,6 +130,19 @@ def test_pictures_come_from_the_published_sampler(here, capsys):
     assert not torch.equal(made["published"].means, made["ancestral"].means)
 
 
+def test_options_of_a_run_that_another_sampler_does_not_read_come_along(here, capsys):
+    """A run that looked at itself by one sampler is measured by any other."""
+    carried = ["--model.sampler", "multistep2", "--model.sampler-steps", "5", "--model.labels", "published"]
+    ran(capsys, [*train(here, "class", "draft", *carried, "--loop.updates", "1"), "--out", "run"])
+    measure = ["--rewards", "colorfulness", "--features", "none", "--num", "1", "--size", "16", "--views", "1", *CPU]
+    found = []
+    for sampler in ("multistep2", "ancestral"):
+        runs = ["evaluate", "--runs", "run", "--prompts", "class.txt", "--model.sampler", sampler, "--out", sampler]
+        ran(capsys, [*runs, *measure])
+        found.append(json.loads(Path(sampler, "table.json").read_text())["results"][0]["rewards"]["colorfulness"])
+    assert found[0] != found[1]
+
+
 def test_a_text_encoder_in_the_place_of_a_cache(here, capsys):
     args = ["sample", *model(here, "text", *QUICK), "--prompt", "a red mug", "--size", "16", "--frames", "0", *CPU]
     ran(capsys, [*args, "--out", "samples"])
@@ -200,7 +213,7 @@ def test_other_bad_input_is_refused(here, capsys, tmp_path):
     named = sampled(here, "nothing", "unconditional", "--model.classes", "classes.json")
     assert "model.classes is for models that were trained with classes" in refused(capsys, named)
     said = refused(capsys, sampled(here, "class", "1", "--model.steps", "5000"))
-    assert "model.steps must be at most 999, as there are 1000 levels; got 5000" in said
+    assert "model.steps: linspace spacing takes at most 999 steps, got 5000" in said
     other = tiny.write_cube(tmp_path / "x", registry.load(MODELS, NAMES["nothing"]), tiny.KINDS["nothing"])
     mean, std = tiny.norms()
     args = ["sample", "--model", NAMES["nothing"], "--weights", "x", *SMALL, "--prompt", "unconditional", "--out", "o"]

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import tiny_gaussiancube as tiny
 import torch
+from safetensors.torch import save_file
 
 from align3d.commands.inputs import SHIPPED, read_prompts
+from align3d.diffusion.dpm_solver import adaptive
 from align3d.models.gaussiancube import NOTHING, CubeCond
 from align3d.models.gaussiancube_files import Objaverse, Objaverse10, OmniObject3D, ShapeNetCar, ShapeNetChair
 from align3d.models.gaussiancube_norms import read_norms
@@ -77,11 +79,11 @@ def test_weights_say_whether_texts_are_followed(tmp_path, folders, recwarn):
         RuntimeWarning, match=r"^these weights follow texts; the released inference gave those of v1\.0 n"
     ):
         made = Objaverse10(weights=text, **OPTIONS).load()
-    assert made.sampler == "adaptive" and made.encode(["a red mug"]).text.shape == (1, 77, 64)
+    assert made.solver is adaptive and made.encode(["a red mug"]).text.shape == (1, 77, 64)
     bare = tiny.write_cube(tmp_path / "bare", Objaverse10, tiny.KINDS["nothing"])
     recwarn.clear()
     made = Objaverse10(weights=bare, **OPTIONS).load()
-    assert made.sampler == "multistep3" and made.encode([NOTHING]) == CubeCond()
+    assert made.solver.keywords == {"steps": 12, "order": 3} and made.encode([NOTHING]) == CubeCond()
     assert not [one for one in recwarn if "weights" in str(one.message)]
     with pytest.raises(ValueError, match=r"the weights have no layers for texts, so the model follows none; got 'a r"):
         made.encode(["a red mug"])
@@ -125,9 +127,16 @@ def test_prompts_that_a_model_cannot_follow_are_refused(folders, tmp_path):
     for prompt in ("5", "-1", "a mug", "1.5", "9" * 30):
         with pytest.raises(ValueError, match=r"a prompt is a number 0 to 4, or a name of 2, such as 'mug'; got"):
             known.encode([prompt])
-    names.write_text('{"mug": 5}')
-    with pytest.raises(ValueError, match="'mug' is 5; classes of this model are numbers 0 to 4"):
-        load(folders, "class", classes=names)
+    for content, said in (
+        ('{"mug": 5}', "'mug' is 5; classes of this model are numbers 0 to 4"),
+        ('{"mug": 1, "3": 1}', "a class cannot be called '3': as a prompt, a number is that of a class"),
+        ('{"": 1}', "a class cannot be called '': as a prompt"),
+        ('{" mug": 1}', "a class cannot be called ' mug': .*, and blanks around it are dropped"),
+        ("{}", "it is empty"),
+    ):
+        names.write_text(content)
+        with pytest.raises(ValueError, match=said):
+            load(folders, "class", classes=names)
     with pytest.raises(ValueError, match=r"model\.classes is for models that were trained with classes"):
         load(folders, "nothing", classes=names)
 
@@ -276,13 +285,69 @@ def test_texts_are_as_published_in_float32(folders):
     assert Objaverse(weights=folders["text"]).text_source(precision="bfloat16").identity["precision"] == "bfloat16"
 
 
-def test_more_steps_than_noise_levels_are_refused():
-    for name in ("steps", "sampler_steps"):
-        OmniObject3D(**{name: 999})
-        with pytest.raises(ValueError, match=rf"model\.{name} must be at most 999, as there are 1000 levels; got 1000"):
-            OmniObject3D(**{name: 1000})
-    levels = OmniObject3D().schedule()
-    assert len(levels.index(levels.times(999)).unique()) == 1000
+def test_more_steps_than_noise_levels_are_refused(folders):
+    """Those that are trained on as they go from one level to another, those of pictures where they gain nothing."""
+    with pytest.raises(
+        ValueError, match=r"model\.sampler_steps must be at most 1000, one for each noise level that .* 1001"
+    ):
+        OmniObject3D(sampler_steps=1001)
+    with pytest.raises(ValueError, match=r"^model\.steps: linspace spacing takes at most 999 steps, got 1000"):
+        load(folders, "class", steps=1000)
+    made = load(folders, "class", steps=999)
+    assert len(made.schedule.index(made.schedule.times(made.steps)).unique()) == 1000
+
+
+def unfilled(*_):
+    raise AssertionError("the network was read")
+
+
+def test_what_is_wrong_is_said_before_the_network_is_read(folders, tmp_path, monkeypatch):
+    """Its weights have a gigabyte or more; shapes are known before."""
+    monkeypatch.setattr("align3d.models.gaussiancube_files.fill", unfilled)
+    monkeypatch.setattr("align3d.models.text_files.load_clip", unfilled)
+    (tmp_path / "none.json").write_text("{}")
+    for kind, damage, options, said in (
+        ("text", "text_encoder", {}, r"the model needs texts: give --model\.cache"),
+        ("text", "std.pt", {}, r"std\.pt is damaged"),
+        ("text", None, {"adapter": tmp_path}, "holds no adapter; give a run's folder"),
+        ("text", None, {"steps": 1000}, r"model\.steps: "),
+        ("text", None, {"classes": tmp_path / "none.json"}, r"model\.classes is for models"),
+        ("class", None, {"classes": tmp_path / "none.json"}, "it is empty"),
+        ("class", None, {"classes": tmp_path / "no.json"}, "no file"),
+        ("nothing", None, {"text": tmp_path}, r"--model\.text is for weights that follow texts"),
+        ("nothing", None, {}, "the network was read"),
+    ):
+        folder = folders[kind]
+        if damage:
+            folder = shutil.copytree(folder, tmp_path / damage)
+            if damage == "std.pt":
+                (folder / PARTS[kind].folder / damage).write_bytes(b"PK" * 40)
+            else:
+                shutil.rmtree(folder / damage)
+        with pytest.raises((ValueError, FileNotFoundError, AssertionError), match=said):
+            PARTS[kind](weights=folder, **OPTIONS, **options).load()
+
+
+def test_weights_in_another_format_are_not_taken_for_the_published_ones(tmp_path):
+    folder = tiny.write_cube(tmp_path / "x", ShapeNetCar, tiny.KINDS["nothing"])
+    file = folder / "shapenet_car_ckpt.pt"
+    save_file(tiny.network(tiny.KINDS["nothing"], seed=1).state_dict(), file.with_suffix(".safetensors"))
+    own = torch.load(file)
+    assert torch.equal(ShapeNetCar(weights=folder, **OPTIONS).load().network.out[2].weight, own["out.2.weight"])
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks shapenet_car_ckpt\.pt; it takes"):
+        ShapeNetCar(weights=folder, **OPTIONS).load()
+
+
+def test_a_network_is_given_what_it_is_conditioned_on():
+    x, labels, text, classes = torch.zeros(2, 14, 8, 8, 8), torch.zeros(2), torch.zeros(2, 77, 64), torch.tensor([1, 2])
+    for kind, given in {"text": {"text": text}, "class": {"classes": classes}, "nothing": {}}.items():
+        network = tiny.network(tiny.KINDS[kind])
+        assert network(x, labels, **given).shape == x.shape
+        for wrong in ({}, {"text": text}, {"classes": classes}, {"text": text, "classes": classes}):
+            if wrong.keys() != given.keys():
+                with pytest.raises(AssertionError, match="is given what it is conditioned on"):
+                    network(x, labels, **wrong)
 
 
 def test_weights_of_another_network_are_refused(tmp_path, folders):
@@ -295,25 +360,32 @@ def test_weights_of_another_network_are_refused(tmp_path, folders):
     torch.save({name: value for name, value in state.items() if "middle_block.0" not in name}, file)
     with pytest.raises(ValueError, match=r"does not fit: 10 missing, such as middle_block\.0"):
         ShapeNetCar(weights=folder, **OPTIONS).load()
-    torch.save({"weight": torch.zeros(2)}, file)
-    with pytest.raises(ValueError, match="no GaussianCube network"):
-        ShapeNetCar(weights=folder, **OPTIONS).load()
-    for name, shape in (("output_blocks.99999999999.0.in_layers.2.weight", [1]), ("time_embed.0.weight", [0, 32])):
-        torch.save(state | {name: torch.zeros(shape)}, file)
-        with pytest.raises(ValueError, match=r"no GaussianCube network: \d+ blocks on the way up, \d+ tensors"):
+    embed, first = "time_embed.0.weight", "output_blocks.0.0.in_layers.2.weight"
+    for content, said in (
+        ({"weight": torch.zeros(2)}, "network: 0 blocks on the way up, in 1 tensors"),
+        (state | {"output_blocks.999999999.0.x": torch.zeros(1)}, r"1000000000 blocks on the way up, in \d+ tensors"),
+        (state | {embed: torch.zeros(0, 32)}, rf"network: {embed} has no numbers"),
+        (state | {embed: torch.zeros(1 << 17, 32)}, rf"network: {embed} is \[131072, 32\]"),
+        (state | {embed: torch.zeros(64)}, rf"network: {embed} is \[64\]"),
+        (state | {embed: torch.zeros(96, 32)}, r"\d+ of another shape, such as .*\[64, 64\]"),
+        (state | {first: torch.zeros(65537, 1)}, rf"network: {first} is \[65537, 1\]"),
+        ({name: value for name, value in state.items() if name != embed}, rf"network: {embed} is missing"),
+        ({name: value for name, value in state.items() if name != first}, rf"network: {first} is missing"),
+        (state | {"encoder_proj.weight": torch.zeros(32, 72)}, "72 numbers of a token are no multiple of 64"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(ValueError, match=rf"shapenet_car_ckpt\.pt does not fit: .*{said}"):
             ShapeNetCar(weights=folder, **OPTIONS).load()
-    file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks shapenet_car_ckpt\.pt; it takes"):
-        ShapeNetCar(weights=folder, **OPTIONS).load()
+    wide = {
+        name: torch.zeros(96, *value.shape[1:]) if name.startswith("time_embed") else value
+        for name, value in state.items()
+    }
+    wide["time_embed.2.weight"] = torch.zeros(96, 96)
+    wide |= {name: torch.zeros(len(value), 96) for name, value in state.items() if name.endswith("emb_layers.1.weight")}
+    torch.save(wide, file)
+    assert ShapeNetCar(weights=folder, **OPTIONS).load().network.architecture.embed == 96
     with pytest.raises(FileNotFoundError, match=r"--model\.weights is not given"):
         Objaverse().load()
-    with pytest.raises(ValueError, match=r"the model needs texts: give --model\.cache"):
-        without = tiny.write_cube(tmp_path / "y", Objaverse)
-        (without / "text_encoder" / "model.safetensors").unlink()
-        for path in (without / "text_encoder").iterdir():
-            path.unlink()
-        (without / "text_encoder").rmdir()
-        Objaverse(weights=without, **OPTIONS).load()
 
 
 def test_a_ply_file_draws_the_same_scene(folders, tmp_path):

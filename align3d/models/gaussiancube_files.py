@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from align3d.models.embedded import bfloat16_is_fast
 from align3d.models.gaussiancube_norms import NORMS
 from align3d.models.lora import adapted, check_options
+from align3d.models.lora_files import adapter_folder
 from align3d.models.text_options import TextOptions
 from align3d.pretrained.fetched import check_source
-from align3d.pretrained.legacy import converted_or_published, read_legacy
+from align3d.pretrained.legacy import read_legacy
+from align3d.weights import NotItsWeights, Weights, fill, require_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import torch
+    from collections.abc import Callable, Mapping, Sequence
 
     from align3d.models.gaussiancube import GaussianCube, Space
     from align3d.models.nets.gaussiancube_unet import Architecture, CubeUNet
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from align3d.types import Cameras
 
 BOUND = 0.5  # of the scenes that come out, whatever the data set
-MOST_STEPS = 999  # from one noise level to another; of 1000 steps two would be at one level
+MOST_STEPS = 1000  # of the samplers of pictures: a prediction for each noise level that the networks know
 LAYERS = {  # what is adapted -> ends of the names of layers
     "attention": ("qkv", "encoder_kv", "proj_out"),
     "all": ("qkv", "encoder_kv", "proj_out", "in_layers.2", "out_layers.3", "emb_layers.1"),
@@ -49,11 +49,11 @@ class Published(TextOptions):
     rank: int = 8  # rank of the LoRA adapter
     alpha: float = 8.0  # the adapter's update is scaled by alpha / rank
     layers: Literal["attention", "all"] = "attention"  # adapted; all = convolutions and embeddings too
-    guidance: float = 3.5  # classifier-free guidance, of models with texts or classes; 1 = none
+    guidance: float = 3.5  # classifier-free guidance, of models with texts or classes alone; 1 = none
     steps: int = 50  # ancestral sampling steps, which are trained on
     sampler: Literal["published", "adaptive", "multistep2", "multistep3", "ancestral"] = "published"  # of pictures
-    sampler_steps: int = 300  # of multistep samplers; the adaptive one, published for texts, chooses its own
-    labels: Literal["exact", "published"] = "exact"  # of noise levels in the published sampler; published = shifted
+    sampler_steps: int = 300  # of multistep; unread by adaptive, which is published for texts, and ancestral
+    labels: Literal["exact", "published"] = "exact"  # of noise levels; published = shifted; unread by ancestral
     size: Literal["unit", "published"] = "unit"  # of scenes; unit = all data sets fill -0.5 to 0.5
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 where it is fast
     recompute: bool = False  # keep no activations: less memory, one more forward pass
@@ -69,10 +69,11 @@ class Published(TextOptions):
 
     def __post_init__(self) -> None:
         check_options(self, sampler_steps=3)
-        for name in ("steps", "sampler_steps"):
-            if getattr(self, name) > MOST_STEPS:
-                got = getattr(self, name)
-                raise ValueError(f"model.{name} must be at most {MOST_STEPS}, as there are 1000 levels; got {got}")
+        if self.sampler_steps > MOST_STEPS:
+            raise ValueError(
+                f"model.sampler_steps must be at most {MOST_STEPS}, one for each noise level that the network was "
+                f"trained on; got {self.sampler_steps}"
+            )
 
     def prompt_list(self) -> Path | None:
         """What the lists train and heldout are, if not texts: a file, or the name of a list."""
@@ -149,10 +150,7 @@ class Published(TextOptions):
             raise FileNotFoundError(f"--model.weights {said}; {wanted}")
         inner = self.weights / self.folder
         root = inner if (inner / f"{NORMS[0]}.pt").is_file() else self.weights
-        lacking = [name for name in NORMS if not (root / f"{name}.pt").is_file()]
-        if not any((root / f"{self.file}{end}").is_file() for end in (".pt", ".safetensors")):
-            lacking.insert(0, self.file)
-        if lacking:
+        if lacking := [name for name in (self.file, *NORMS) if not (root / f"{name}.pt").is_file()]:
             raise FileNotFoundError(f"{root} lacks {', '.join(f'{name}.pt' for name in lacking)}; {wanted}")
         return root
 
@@ -164,21 +162,49 @@ class Published(TextOptions):
 
         Raises:
             FileNotFoundError: If a folder or file is missing.
-            ValueError: If files are damaged, do not fit together or were fetched from elsewhere, or texts are needed
-                and there is no source of them.
+            ValueError: If files are damaged, do not fit together or were fetched from elsewhere, texts are needed and
+                there is no source of them, or an option does not fit; before the network's numbers are read.
         """
         import torch
 
+        from align3d.models.nets.gaussiancube_unet import CubeUNet
+
+        self.refuse()
         root = self.root()
         for name in (self.file, *NORMS):
-            if (root / f"{name}.pt").is_file():
-                check_source(root / f"{name}.pt", self.sources["weights"])
-        dtype = torch.bfloat16 if bfloat16_is_fast(self.precision, device) else torch.float32
-        network = self.read_network(root, dtype)
-        own = network.architecture
-        return self.assemble(network, self.read_space(root, own, device), self.text_of(own, device), device)
+            check_source(root / f"{name}.pt", self.sources["weights"])
+        path = root / f"{self.file}.pt"
+        with Weights({"": path}, read_legacy(path)) as weights:
+            own = architecture_of(path, weights.shapes)
+            classes, space = self.read_classes(own.classes), self.read_space(root, own, device)
+            texts = self.text_of(own, device)
+            with torch.device("meta"):
+                network = CubeUNet(own, self.recompute)
+            fill(network, weights, torch.bfloat16 if bfloat16_is_fast(self.precision, device) else torch.float32)
+        return self.assemble(network, space, texts, device, classes)
 
-    def assemble(self, network: CubeUNet, space: Space, texts: TextSource | None, device: str = "cpu") -> GaussianCube:
+    def refuse(self) -> None:
+        """Refuse what shows before any file of the generator is opened.
+
+        Raises:
+            FileNotFoundError: If there is no adapter where one is looked for.
+            ValueError: If there are more steps than noise levels.
+        """
+        if self.adapter is not None:
+            adapter_folder(self.adapter)
+        try:
+            self.schedule().times(self.steps)
+        except ValueError as error:
+            raise ValueError(f"model.steps: {error}") from None
+
+    def assemble(
+        self,
+        network: CubeUNet,
+        space: Space,
+        texts: TextSource | None,
+        device: str = "cpu",
+        classes: Mapping[str, int] | None = None,
+    ) -> GaussianCube:
         """The generator from its network, which is frozen, changed in place and moved.
 
         Args:
@@ -186,16 +212,16 @@ class Published(TextOptions):
             space: On the device.
             texts: Where texts come from; None for a network that follows none.
             device: Where the network shall live.
+            classes: Names of the classes that it knows.
 
         Raises:
-            FileNotFoundError: If `adapter` or `classes` is not there.
-            ValueError: If the adapter or the list of classes does not fit.
+            FileNotFoundError: If `adapter` is not there.
+            ValueError: If it does not fit.
         """
         from align3d.diffusion.dpm_solver import Levels
         from align3d.models.gaussiancube import GaussianCube
 
         own, schedule = network.architecture, self.schedule()
-        classes = self.read_classes(own.classes)
         targets = LAYERS[self.layers]
         adapter = adapted(network, self.rank, self.alpha, self.adapter, device, targets, fewest="attention")
         return GaussianCube(
@@ -226,40 +252,6 @@ class Published(TextOptions):
         if name in orders:
             return functools.partial(multistep, steps=self.sampler_steps, order=orders[name])
         return adaptive if name == "adaptive" else None
-
-    def read_network(self, root: Path, dtype: torch.dtype) -> CubeUNet:
-        """The network of the weights.
-
-        Raises:
-            ValueError: If they are damaged, or another network's.
-        """
-        import torch
-
-        from align3d.models.nets.gaussiancube_unet import Architecture, CubeUNet
-        from align3d.weights import NotItsWeights, fill, parameters_on_meta, require_keys
-
-        path = root / f"{self.file}.pt"
-        with converted_or_published(root, self.file, read_legacy) as weights:
-            try:
-                architecture = self.limited(Architecture.of(weights.shapes))
-                with torch.device("meta"):
-                    require_keys(CubeUNet(architecture), weights.shapes)
-                with parameters_on_meta():
-                    network = CubeUNet(architecture, self.recompute)
-            except (NotItsWeights, ValueError) as error:
-                raise ValueError(f"{path} does not fit: {error}") from None
-            fill(network, weights, dtype)
-        return network
-
-    def limited(self, architecture: Architecture) -> Architecture:
-        """The same; what is too large is refused before memory of its size is asked for.
-
-        Raises:
-            ValueError: If it is no network of this kind.
-        """
-        if max(architecture.widths) > 1 << 14 or architecture.embed > 1 << 16:
-            raise ValueError(f"{max(architecture.widths)} channels are too many")
-        return architecture
 
     def read_space(self, root: Path, architecture: Architecture, device: str) -> Space:
         """The normalisation.
@@ -293,7 +285,35 @@ class Published(TextOptions):
         if wrong or not found:
             said = f"{wrong[0]!r} is {found[wrong[0]]!r}" if wrong else "it is empty"
             raise ValueError(f"{self.classes}: {said}; classes of this model are numbers 0 to {number - 1}")
+        if unheard := [name for name in found if name.isdecimal() or not name or name != name.strip()]:
+            raise ValueError(
+                f"{self.classes}: a class cannot be called {unheard[0]!r}: as a prompt, a number is that of a class, "
+                "and blanks around it are dropped"
+            )
         return found
+
+
+def architecture_of(path: Path, shapes: Mapping[str, Sequence[int]]) -> Architecture:
+    """The network that tensors of these shapes are the weights of, all of them.
+
+    Args:
+        path: Their file, for errors.
+        shapes: By name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    import torch
+
+    from align3d.models.nets.gaussiancube_unet import Architecture, CubeUNet
+
+    try:
+        own = Architecture.of(shapes)
+        with torch.device("meta"):
+            require_keys(CubeUNet(own), shapes)
+    except (NotItsWeights, ValueError) as error:
+        raise ValueError(f"{path} does not fit: {error}") from None
+    return own
 
 
 def sources(repository: str, file: str, folder: str = "", text: bool = False) -> dict[str, Any]:

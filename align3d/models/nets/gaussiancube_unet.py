@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HEAD = 64  # channels of an attention head
 POOLING_HEADS = 64  # heads of the attention that pools a text
 GROUPS = 32  # of the norms
+MOST = 1 << 16  # of channels, classes or anything else that is counted; more is another network, or damage
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Architecture:
     classes: int = 0  # 0: not conditioned on classes; the one after the last is no class
     head: int = HEAD
     pooling_heads: int = POOLING_HEADS
+    embed: int = 0  # channels of the time embedding; 0: `time` times what the widest level has of the first
 
-    @property
-    def embed(self) -> int:
-        """Channels of the time embedding."""
-        return self.time * (max(self.widths) // self.widths[0])
+    def __post_init__(self) -> None:
+        if not self.embed:
+            object.__setattr__(self, "embed", self.time * (max(self.widths) // self.widths[0]))
 
     @classmethod
     def of(cls, shapes: Mapping[str, Sequence[int]]) -> Architecture:
@@ -62,31 +63,49 @@ class Architecture:
         """
         try:
             return cls._read(shapes)
-        except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        except ValueError as error:
             raise ValueError(f"no GaussianCube network: {error}") from None
 
     @classmethod
     def _read(cls, shapes: Mapping[str, Sequence[int]]) -> Architecture:
-        total = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"output_blocks\.(\d+)\.", name)))
-        if total > len(shapes) or not all(size for shape in shapes.values() for size in shape):
-            raise ValueError(f"{total} blocks on the way up, {len(shapes)} tensors, or one without numbers")
+        up = [int(found[1]) for name in shapes if (found := re.match(r"output_blocks\.(\d{1,9})\.", name))]
+        total = max(up, default=-1) + 1
+        if not 0 < total <= len(shapes):
+            raise ValueError(f"{total} blocks on the way up, in {len(shapes)} tensors")
+        if hollow := [name for name, shape in shapes.items() if not all(shape)]:
+            raise ValueError(f"{hollow[0]} has no numbers")
         ends = [i for i in range(total) if f"output_blocks.{i}.1.in_layers.0.weight" in shapes]
         ends += [i for i in range(total) if f"output_blocks.{i}.2.in_layers.0.weight" in shapes]
         per_level = total // (len(ends) + 1)  # a level ends with a block that doubles the voxels, but for the finest
         if per_level < 2:
             raise ValueError(f"{total} blocks on the way up, in {len(ends) + 1} levels")
         first = range(0, total, per_level)  # coarsest level first
-        text = "encoder_proj.weight" in shapes
+        text, label = "encoder_proj.weight", "label_emb.weight"
         return cls(
-            widths=tuple(shapes[f"output_blocks.{i}.0.in_layers.2.weight"][0] for i in first)[::-1],
+            widths=tuple(_size(shapes, f"output_blocks.{i}.0.in_layers.2.weight", 0) for i in first)[::-1],
             blocks=per_level - 1,
             attention=tuple(f"output_blocks.{i}.1.qkv.weight" in shapes for i in first)[::-1],
-            time=shapes["time_embed.0.weight"][1],
-            channels=shapes["input_blocks.0.0.weight"][1],
-            text=shapes["encoder_proj.weight"][1] if text else 0,
-            text_width=shapes["encoder_proj.weight"][0] if text else 0,
-            classes=shapes["label_emb.weight"][0] - 1 if "label_emb.weight" in shapes else 0,
+            time=_size(shapes, "time_embed.0.weight", 1),
+            channels=_size(shapes, "input_blocks.0.0.weight", 1),
+            text=_size(shapes, text, 1) if text in shapes else 0,
+            text_width=_size(shapes, text, 0) if text in shapes else 0,
+            classes=_size(shapes, label, 0) - 1 if label in shapes else 0,
+            embed=_size(shapes, "time_embed.0.weight", 0),
         )
+
+
+def _size(shapes: Mapping[str, Sequence[int]], name: str, axis: int) -> int:
+    """One of the sizes of a tensor.
+
+    Raises:
+        ValueError: If the tensor is missing, has fewer axes, or is larger than any of this network.
+    """
+    if name not in shapes:
+        raise ValueError(f"{name} is missing")
+    shape = list(shapes[name])
+    if len(shape) <= axis or max(shape) > MOST:
+        raise ValueError(f"{name} is {shape}")
+    return shape[axis]
 
 
 def sinusoids(labels: Float[Tensor, "B"], width: int) -> Float[Tensor, "B width"]:
@@ -156,6 +175,8 @@ class Pooling(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{width} numbers of a token are no multiple of {heads}, the heads that pool a text")
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.zeros(1, width))
         self.k_proj, self.q_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
@@ -237,11 +258,16 @@ class CubeUNet(nn.Module):
         Args:
             x: Noisy cubes.
             labels: Of the noise levels, 0 to 999, whole or not.
-            text: States of the tokens, all 77 of them; of a network that is conditioned on texts.
-            classes: Of a network that is conditioned on classes.
+            text: States of the tokens, all 77 of them; of a network that is conditioned on texts, and no other.
+            classes: Of a network that is conditioned on classes, and no other.
 
         Gradient: to x, and to the parameters.
         """
+        given, asked = (
+            (text is not None, classes is not None),
+            (bool(self.architecture.text), bool(self.architecture.classes)),
+        )
+        assert given == asked, "a network is given what it is conditioned on, and nothing else"
         embed = self.time_embed(sinusoids(labels, self.architecture.time).to(x.dtype))
         words = None
         if text is not None:
