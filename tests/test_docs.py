@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from align3d.cli import main
@@ -64,6 +65,28 @@ def test_code_parses_and_its_imports_exist(page):
 def test_example_rewards_train(here, reward):
     assert main(["train", *TOY, "--reward", reward]) == 0
     assert (here / "run/adapter/adapter_model.safetensors").is_file()
+
+
+def test_example_model_trains_and_samples_by_its_own_sampler(here, monkeypatch, capsys):
+    """On prompts of its own; the sampler is called as is said there, and its adapter makes a difference."""
+    model = ["--model", "doc_dots:Dots", "--model.steps", "4"]
+    assert main(["train", *model, *TOY[2:], "--reward", "doc_mine:redness"]) == 0, capsys.readouterr().err
+    solve, calls = importlib.import_module("doc_dots").CloudModel.solve, []
+
+    def watched(self, noise, cond, tell=None):
+        found = solve(self, noise, cond, tell)
+        calls.append((noise.dtype, torch.is_grad_enabled(), found.requires_grad))
+        return found
+
+    monkeypatch.setattr("doc_dots.CloudModel.solve", watched)
+    clouds = []
+    for out, adapter in (("base", []), ("again", []), ("tuned", ["--adapter", "run"])):
+        sample = ["sample", *model, *adapter, "--prompt", "7", "--size", "16", "--frames", "0", "--out", out]
+        assert main(sample) == 0, capsys.readouterr().err
+        clouds.append(next(Path(out).glob("*.ply")).read_bytes())
+    assert calls == [(torch.float32, False, False)] * 3 and clouds[0] == clouds[1] != clouds[2]
+    assert main(["sample", *model, "--prompt", "a chair", "--out", "x"]) == 2
+    assert "a prompt is the number of a class, 0 to 215; got 'a chair'" in capsys.readouterr().err
 
 
 def test_example_method_trains(here):
