@@ -44,7 +44,7 @@ def test_settings_are_those_of_the_paper_and_of_its_code(name, variant):
     assert (loop.updates, loop.warmup, loop.max_grad_norm) == (400 if samples == 4 else 200, 0, 1.0)
     assert (model.alpha, model.layers, model.steps) == (8, *(("attention", 50) if cube else ("all", 20)))
     assert recipe.options["noise"] == 2e-3 and ("keep_above" in recipe.options) == ("dnc" in name and not cube)
-    assert model.precision == ("float32" if "dnc" in name else "bfloat16")
+    assert model.precision == ("float32" if "dnc" in name or cube else "bfloat16")
 
 
 @pytest.mark.parametrize(("name", "variant"), BOTH)

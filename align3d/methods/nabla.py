@@ -74,7 +74,7 @@ class Nabla:
     beta: float | None = None  # strength of the reward, in 1 / reward; None: measured before step 0 so that rho holds
     rho: float = 0.3  # with beta None: mean size of the asked-for change of the prediction, relative to the prediction
     weight: Literal["balanced", "paper", "sigma"] = "balanced"  # min(k^2, weight_max), k^2 or (k std of the step)^2
-    weight_max: float = 4.0  # largest weight if balanced; k^2 is about 2 for most steps, 1e2 and 3e6 for the last two
+    weight_max: float = 4.0  # largest weight if balanced; k^2 is 1 to 15 for most steps, up to 3e6 for the last ones
     transitions: int = 4  # trained per rollout, at most (2 or more): the last, one from each of n - 1 equal parts
     gradient_at: Literal["estimate", "x0"] = "estimate"  # the reward's: at every state's, or once, at the sample
     jacobian: bool = False  # whether the reward's gradient goes through the network as well: exact, one pass dearer

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from align3d.models.embedded import bfloat16_is_fast
 from align3d.models.gaussiancube_norms import NORMS
 from align3d.models.lora import adapted, check_options
 from align3d.models.lora_files import adapter_folder
@@ -55,7 +54,7 @@ class Published(TextOptions):
     sampler_steps: int = 300  # of multistep; unread by adaptive, which is published for texts, and ancestral
     labels: Literal["exact", "published"] = "exact"  # of noise levels; published = shifted; unread by ancestral
     size: Literal["unit", "published"] = "unit"  # of scenes; unit = all data sets fill -0.5 to 0.5
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the network; auto = bfloat16 where it is fast
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the network; bfloat16 hides small differences of scores
     recompute: bool = False  # keep no activations: less memory, one more forward pass
 
     file: ClassVar[str]  # the weights, without an ending
@@ -180,7 +179,7 @@ class Published(TextOptions):
             texts = self.text_of(own, device)
             with torch.device("meta"):
                 network = CubeUNet(own, self.recompute)
-            fill(network, weights, torch.bfloat16 if bfloat16_is_fast(self.precision, device) else torch.float32)
+            fill(network, weights, getattr(torch, self.precision))
         return self.assemble(network, space, texts, device, classes)
 
     def refuse(self) -> None:

@@ -84,20 +84,29 @@ class Backbone:
     title: str
     rank: int  # of the adapter, in the paper
     guidance: tuple[float, float]  # paper, released
+    steps: int
     options: Settings  # others of the model
-    transitions: int  # two fifths of the steps
     scenes: int  # decoded at a time
+    scripts: bool = True  # whether precision, softmax and choice of prompts are those of the target's script
     targets: tuple[str, ...] = tuple(TARGETS)
     variants: tuple[str, ...] = ("paper", "released")  # the first is the default
 
 
-SPLATS: Settings = {"layers": "all", "steps": 20, "spacing": "linspace"}
+SPLATS: Settings = {"layers": "all", "spacing": "linspace"}
 BACKBONES = {
     # the full decoder of DiffSplat keeps 5.6 GiB for each scene
-    "diffsplat-pas": Backbone("DiffSplat on PixArt-Sigma", 16, (7.5, 5.0), SPLATS, 8, 1),
-    "diffsplat-sd15": Backbone("DiffSplat on SD1.5", 8, (7.5, 5.0), SPLATS, 8, 1),
+    "diffsplat-pas": Backbone("DiffSplat on PixArt-Sigma", 16, (7.5, 5.0), 20, SPLATS, scenes=1),
+    "diffsplat-sd15": Backbone("DiffSplat on SD1.5", 8, (7.5, 5.0), 20, SPLATS, scenes=1),
     "gaussiancube": Backbone(
-        "GaussianCube", 8, (3.5, 3.5), {"layers": "attention", "steps": 50}, 20, 4, ("aesthetic", "dnc"), ("paper",)
+        "GaussianCube",
+        rank=8,
+        guidance=(3.5, 3.5),
+        steps=50,
+        options={"layers": "attention", "precision": "float32"},
+        scenes=4,
+        scripts=False,
+        targets=("aesthetic", "dnc"),
+        variants=("paper",),
     ),
 }
 BATCH = 4  # samples of a rollout, per process
@@ -110,7 +119,7 @@ def nabla_r2d3(target: Target, paper: bool, backbone: Backbone) -> Settings:
         "name": "nabla",
         "beta": target.beta[0 if paper else 1],
         "weight": "paper",
-        "transitions": backbone.transitions,
+        "transitions": 2 * backbone.steps // 5,
         "jacobian": True,
         "attenuation": "alpha_bar",
         "drift": target.drift,
@@ -119,7 +128,7 @@ def nabla_r2d3(target: Target, paper: bool, backbone: Backbone) -> Settings:
 
 
 def refl(target: Target, paper: bool, backbone: Backbone) -> Settings:
-    """ReFL, as the baseline of Nabla-R2D3: steps 15 to 19 of 20, the last quarter."""
+    """ReFL, as the baseline of Nabla-R2D3: the last quarter of the steps, 15 to 19 of 20."""
     return {"name": "refl", "first": 0.75, "last": 1.0}
 
 
@@ -153,16 +162,16 @@ def recipe(name: str, variant: str | None) -> Recipe:
     """The recipe of a name in RECIPES, in one of its variants."""
     run, reward, model = RECIPES[name]
     (title, method), target, backbone = RUNS[run], TARGETS[reward], BACKBONES[model]
-    paper, splats = variant == "paper", "spacing" in backbone.options
+    paper = variant == "paper"
     settings = {
         "model": {
             "name": model,
             "rank": backbone.rank if paper else 8,
             "alpha": 8.0,
             **backbone.options,
+            "steps": backbone.steps,
             "guidance": backbone.guidance[0 if paper else 1],
-            "precision": target.precision,
-            **({"softmax": target.softmax} if splats else {}),
+            **({"precision": target.precision, "softmax": target.softmax} if backbone.scripts else {}),
         },
         "method": method(target, paper, backbone),
         "reward": dict(target.reward[0 if paper else 1]),
@@ -170,7 +179,7 @@ def recipe(name: str, variant: str | None) -> Recipe:
         "cameras": cameras(target, paper),
     }
     options: Settings = {"noise": 2e-3, "background": (1.0, 1.0, 1.0)}
-    if target.keep_above is not None and splats:  # rewards of the published prompts are of DiffSplat's
+    if target.keep_above is not None and backbone.scripts:  # rewards of the published prompts are of DiffSplat's
         options["keep_above"] = target.keep_above
     return Recipe(name, variant, "train", f"{title}, {target.title}, {backbone.title}", settings, options)
 
