@@ -70,7 +70,7 @@ class Rollout:
     cond: Cond
     times: Float[Tensor, "T"]  # T = K + 1, descending, in [0, 1]; 0 = data
     x: Float[Tensor, "B T *L"]  # x[:, k] is the state at times[k]
-    eps: Float[Tensor, "B K *L"]  # the prediction that led from x[:, k] to x[:, k + 1]
+    eps: Float[Tensor, "B K *L"]  # the prediction that led from x[:, k] to x[:, k + 1]; may be of finer type than x
 
     def __len__(self) -> int:
         return self.times.numel() - 1

@@ -9,7 +9,8 @@ from command_checks import refused
 
 from align3d.cli import main
 from align3d.diffusion.sampler import sample, sampling_times
-from align3d.models.gaussiancube_files import Objaverse, ShapeNetCar, ShapeNetChair
+from align3d.models.gaussiancube import NOTHING
+from align3d.models.gaussiancube_files import Objaverse, OmniObject3D, ShapeNetCar, ShapeNetChair
 from align3d.rng import Streams
 
 SMALL = {"precision": "float32", "rank": 2, "steps": 2, "sampler_steps": 4, "guidance": 1.0}
@@ -56,3 +57,19 @@ def test_any_sampler_can_be_chosen(tmp_path, name):
         with torch.no_grad():
             made[sampler] = sample(model, ["a mug"], sampling_times(model), Streams.batch(0, 0, 0, 1))
     assert torch.equal(made["published"], made[name]) == (name == "adaptive"), "which is that of texts"
+
+
+@pytest.mark.parametrize("kind", ["text", "class", "nothing"])
+def test_no_condition_has_a_name(tmp_path, kind):
+    part = {"text": Objaverse, "class": OmniObject3D, "nothing": ShapeNetCar}[kind]
+    model = part(weights=tiny.write_cube(tmp_path, part, tiny.KINDS[kind]), **SMALL).load()
+    model.check([NOTHING, f"{NOTHING} 3", ""])
+    found = model.encode([NOTHING, f"{NOTHING} 3", ""])
+    if kind == "text":
+        assert not found.text.any()
+    if kind == "class":
+        assert found.classes.tolist() == [5, 5, 5], "one more than there are"
+    if kind != "text":
+        for prompt in (f"{NOTHING} ٣", "٣", "03", "5", "-1", "1.0", f"{NOTHING}3"):
+            with pytest.raises(ValueError, match="knows classes, not texts" if kind == "class" else "follows none"):
+                model.check([prompt])

@@ -158,3 +158,11 @@ def test_trailing_times_descend_up_to_the_number_of_steps_that_is_told(size):
 def test_times_that_do_not_descend_are_refused(options):
     with pytest.raises(ValueError, match="shift must be above 0 and end in"):
         Flow(**options)
+
+
+def test_a_level_is_a_copy():
+    schedule = DiscreteVP()
+    t = torch.tensor(0.5, dtype=torch.float64)
+    before = schedule.alpha(t).clone()
+    schedule.alpha(t).mul_(2)
+    assert torch.equal(schedule.alpha(t), before)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    # (x, t, rows) -> x0, in any precision; rows are the numbers of those of the whole batch that x and t are of
+    # (x, t, rows) -> x0, in any type; rows are the numbers of those of the whole batch that x and t are of
     Denoise = Callable[[Float[Tensor, "R *L"], Float[Tensor, "R"], Int[Tensor, "R"]], Float[Tensor, "R *L"]]
 
 CUT = -5.1  # lambda below which entries of a table are left out

@@ -62,11 +62,11 @@ class DiscreteVP:
 
     def alpha(self, t: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """sqrt(alpha_bar) at the entry nearest to t, no gradient."""
-        return _vp_tables(self, t.device)[0][self.index(t)].to(t.dtype)
+        return _vp_tables(self, t.device)[0].take(self.index(t)).to(t.dtype)  # a copy, also for t of shape ()
 
     def sigma(self, t: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """sqrt(1 - alpha_bar) at the entry nearest to t, no gradient. Never 0: 0.01 at t = 0 for the defaults."""
-        return _vp_tables(self, t.device)[1][self.index(t)].to(t.dtype)
+        return _vp_tables(self, t.device)[1].take(self.index(t)).to(t.dtype)
 
     def times(self, steps: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "T"]:
         """The T = steps + 1 times of a sampler, from 1 down to 0, evenly or as `spacing` has it.

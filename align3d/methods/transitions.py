@@ -22,7 +22,7 @@ class Transitions:
     prompts: list[str]
     x: Float[Tensor, "R *L"]
     x_next: Float[Tensor, "R *L"]
-    eps: Float[Tensor, "R *L"]  # predicted at x while sampling; with its graph, or a constant
+    eps: Float[Tensor, "R *L"]  # predicted at x while sampling, maybe of finer type; with its graph, or a constant
     eps_next: Float[Tensor, "M *L"]  # predicted at x_next while sampling, a constant; the end of the chain has none
     t: Float[Tensor, "R"]
     s: Float[Tensor, "R"]

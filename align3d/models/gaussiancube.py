@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 CHANNELS = 14  # offset from the voxel 3, colour 3, opacity, scales 3, quaternion wxyz 4
 SH0 = 0.28209479177387814  # what a spherical harmonic of degree 0 is, everywhere
 RASTER = RasterConfig(eps2d=0.3, near=0.2)  # as the published renderer
-NOTHING = "unconditional"  # the prompt of a model without condition; with a number behind, as another one
+NOTHING = "unconditional"  # the prompt of no condition; with a number behind, as another one
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ class Space:
         )
 
 
+def is_nothing(prompt: str) -> bool:
+    """Whether a prompt asks for no condition, which all networks know."""
+    return re.fullmatch(rf"({NOTHING}( [0-9]+)?)?", prompt) is not None
+
+
 @dataclass(eq=False)
 class GaussianCube:
     """A GaussianCube generator behind the BaseModel contract."""
@@ -119,16 +124,16 @@ class GaussianCube:
             ValueError: If one is no class of a network that knows classes, not in the cache of texts, or a text for a
                 network that knows neither.
         """
-        own = self.network.architecture
+        own, conditions = self.network.architecture, [prompt for prompt in prompts if not is_nothing(prompt)]
         if own.text:
-            check_known(self.text, [prompt for prompt in prompts if prompt])
+            check_known(self.text, conditions)
         elif own.classes:
-            for prompt in prompts:
+            for prompt in conditions:
                 self._class(prompt)
-        elif other := [prompt for prompt in prompts if not re.fullmatch(rf"({NOTHING}( \d+)?)?", prompt)]:
+        elif conditions:
             raise ValueError(
-                f"the weights have no layers for texts, so the model follows none; got {other[0]!r}, its prompts are "
-                f'"{NOTHING}", "{NOTHING} 2" and so on (the list {NOTHING}, as in --prompts {NOTHING})'
+                f"the weights have no layers for texts, so the model follows none; got {conditions[0]!r}, its prompts "
+                f'are "{NOTHING}", "{NOTHING} 2" and so on (the list {NOTHING}, as in --prompts {NOTHING})'
             )
 
     def encode(self, prompts: Sequence[str]) -> CubeCond:
@@ -141,10 +146,11 @@ class GaussianCube:
 
         own = self.network.architecture
         if own.text:
-            rows = [self.memory(p).states.float() if p else self._null(1) for p in prompts]
+            rows = [self._null(1) if is_nothing(p) else self.memory(p).states.float() for p in prompts]
             return CubeCond(text=torch.cat(rows))
         if own.classes:
-            return CubeCond(classes=torch.tensor([self._class(p) for p in prompts], device=self.device))
+            numbers = [own.classes if is_nothing(p) else self._class(p) for p in prompts]
+            return CubeCond(classes=torch.tensor(numbers, device=self.device))
         self.check(prompts)
         return CubeCond()
 
@@ -155,15 +161,13 @@ class GaussianCube:
         return torch.zeros(rows, CLIP_TOKENS, self.network.architecture.text, device=self.device)
 
     def _class(self, prompt: str) -> int:
-        """The number of a class, by its name or its number; that after the last for ""."""
+        """The number of a class, by its name or its number."""
         most, known = self.network.architecture.classes, self.classes or {}
-        if not prompt:
-            return most
-        number = known.get(prompt, int(prompt) if prompt.isdecimal() and len(prompt) < 9 else -1)
+        number = known.get(prompt, int(prompt) if re.fullmatch("0|[1-9][0-9]{0,7}", prompt) else -1)
         if not 0 <= number < most:
-            named = f", or a name of {len(known)}, such as {next(iter(known))!r}" if known else ""
+            named = f"a name of {len(known)}, such as {next(iter(known))!r}" if known else "a name of --model.classes"
             raise ValueError(
-                f"this model knows classes, not texts: a prompt is a number 0 to {most - 1}{named}; got {prompt!r}"
+                f"this model knows classes, not texts: a prompt is a number 0 to {most - 1}, or {named}; got {prompt!r}"
             )
         return number
 
