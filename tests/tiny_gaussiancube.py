@@ -64,9 +64,9 @@ def jumpy_noise() -> torch.Tensor:
 
 
 def spread(x: torch.Tensor) -> torch.Tensor:
-    """A cube whose colours and scales, too, are beyond 0 and 1 here and there; channels before the voxels."""
+    """A cube whose colours, opacities and scales are beyond 0 and 1 here and there; channels before the voxels."""
     wide = torch.ones(14)
-    wide[3:6], wide[7:10] = 4, 80
+    wide[3:6], wide[6], wide[7:10] = 4, 2, 80
     return x * wide.view(-1, 1, 1, 1)
 
 
