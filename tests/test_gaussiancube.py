@@ -125,7 +125,7 @@ def test_samples_are_the_published_ones(folders, published, kind):
     with torch.no_grad():
         found = model.solve(noise.double(), cond)
         exact = replace_labels(model).solve(noise.double(), cond)
-    loose = 0.1 if kind == "text" else 5e-4  # the length of adaptive steps goes by differences in the last digits
+    loose = 5e-3 if kind == "text" else 5e-4  # the length of adaptive steps goes by differences in the last digits
     torch.testing.assert_close(found, published[f"sample_{kind}"], rtol=0, atol=loose)
     assert (exact - found).abs().max() > 0.01, "correct labels are others"
 

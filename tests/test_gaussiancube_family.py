@@ -1,5 +1,6 @@
 """Members of the family of GaussianCube, which look alike, and what they remember and choose."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,20 @@ import torch
 from command_checks import refused
 
 from align3d.cli import main
+from align3d.diffusion.dpm_solver import adaptive, multistep
 from align3d.diffusion.sampler import sample, sampling_times
 from align3d.models.gaussiancube import NOTHING
-from align3d.models.gaussiancube_files import Objaverse, OmniObject3D, ShapeNetCar, ShapeNetChair
+from align3d.models.gaussiancube_files import Objaverse, Objaverse10, OmniObject3D, ShapeNetCar, ShapeNetChair
 from align3d.rng import Streams
 
+PUBLISHED = {  # half the side of the cube, guidance, and the sampler's steps or its adaptive method
+    Objaverse: (0.5, 3.5, adaptive),
+    Objaverse10: (0.5, 3.5, adaptive),
+    OmniObject3D: (1.0, 2.0, (300, 2)),
+    ShapeNetCar: (0.45, None, (300, 3)),
+    ShapeNetChair: (0.35, None, (300, 3)),
+}
+KIND = {OmniObject3D: "class", ShapeNetCar: "nothing", ShapeNetChair: "nothing"}
 SMALL = {"precision": "float32", "rank": 2, "steps": 2, "sampler_steps": 4, "guidance": 1.0}
 
 
@@ -54,6 +64,7 @@ def test_any_sampler_can_be_chosen(tmp_path, name):
     made = {}
     for sampler in ("published", name):
         model = Objaverse(weights=folder, sampler=sampler, **SMALL).load()
+        model.latent_shape = (14, 4, 4, 4)
         with torch.no_grad():
             made[sampler] = sample(model, ["a mug"], sampling_times(model), Streams.batch(0, 0, 0, 1))
     assert torch.equal(made["published"], made[name]) == (name == "adaptive"), "which is that of texts"
@@ -73,3 +84,21 @@ def test_no_condition_has_a_name(tmp_path, kind):
         for prompt in (f"{NOTHING} ٣", "٣", "03", "5", "-1", "1.0", f"{NOTHING}3"):
             with pytest.raises(ValueError, match="knows classes, not texts" if kind == "class" else "follows none"):
                 model.check([prompt])
+
+
+@pytest.mark.filterwarnings("ignore:these weights follow texts")
+@pytest.mark.parametrize("part", PUBLISHED)
+def test_without_options_it_is_as_published(tmp_path, part):
+    """But for labels and size, which `published` makes so; training takes 50 steps."""
+    bound, guidance, method = PUBLISHED[part]
+    folder = tiny.write_cube(tmp_path / "x", part, tiny.KINDS[KIND.get(part, "text")])
+    made = part(weights=folder, size="published").load()
+    assert (made.steps, made.labels) == (50, "exact") and made.guidance == (guidance or 3.5)
+    found = made.solver
+    assert found is method or (found.func, found.keywords) == (multistep, {"steps": method[0], "order": method[1]})
+    flat = made.space.mean.clone()
+    flat[:3] = 0.0
+    scene = replace(made.space, mean=flat, std=torch.zeros_like(flat)).gaussians(torch.zeros(1, 14, 8, 8, 8))
+    assert scene.means.amax().item() == -scene.means.amin().item() == pytest.approx(bound)
+    unit = part(weights=folder).load().decode(torch.zeros(1, 14, 8, 8, 8)).means
+    torch.testing.assert_close(unit, made.decode(torch.zeros(1, 14, 8, 8, 8)).means * 0.5 / bound)

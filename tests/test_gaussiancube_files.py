@@ -7,9 +7,10 @@ import pytest
 import tiny_gaussiancube as tiny
 import torch
 from safetensors.torch import save_file
+from tiny_gaussiancube import OPTIONS, load
 
 from align3d.commands.inputs import SHIPPED, read_prompts
-from align3d.diffusion.dpm_solver import adaptive
+from align3d.diffusion.dpm_solver import adaptive, multistep
 from align3d.models.gaussiancube import NOTHING, CubeCond
 from align3d.models.gaussiancube_files import Objaverse, Objaverse10, OmniObject3D, ShapeNetCar, ShapeNetChair
 from align3d.models.gaussiancube_norms import read_norms
@@ -18,19 +19,10 @@ from align3d.scenes.cameras import orbit
 from align3d.scenes.files import read_scene
 from align3d.scenes.ply import write_ply
 
-PARTS = {"text": Objaverse, "class": OmniObject3D, "nothing": ShapeNetCar}
-OPTIONS = {"precision": "float32", "sampler_steps": 12, "rank": 2}
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {
-        kind: tiny.write_cube(tmp_path_factory.mktemp(kind), part, tiny.KINDS[kind]) for kind, part in PARTS.items()
-    }
-
-
-def load(folders, kind, **options):
-    return PARTS[kind](weights=folders[kind], **OPTIONS, **options).load()
+    return tiny.write_all(tmp_path_factory)
 
 
 def orbit_camera(elevation, azimuth, radius):
@@ -79,11 +71,12 @@ def test_weights_say_whether_texts_are_followed(tmp_path, folders, recwarn):
         RuntimeWarning, match=r"^these weights follow texts; the released inference gave those of v1\.0 n"
     ):
         made = Objaverse10(weights=text, **OPTIONS).load()
-    assert made.solver is adaptive and made.encode(["a red mug"]).text.shape == (1, 77, 64)
+    assert made.solver is adaptive and made.encode(["a red mug"]).text.shape == (1, 77, 128)
     bare = tiny.write_cube(tmp_path / "bare", Objaverse10, tiny.KINDS["nothing"])
     recwarn.clear()
     made = Objaverse10(weights=bare, **OPTIONS).load()
-    assert made.solver.keywords == {"steps": 12, "order": 3} and made.encode([NOTHING]) == CubeCond()
+    assert made.solver.func is multistep and made.solver.keywords == {"steps": 12, "order": 3}
+    assert made.encode([NOTHING]) == CubeCond()
     assert not [one for one in recwarn if "weights" in str(one.message)]
     with pytest.raises(ValueError, match=r"the weights have no layers for texts, so the model follows none; got 'a r"):
         made.encode(["a red mug"])
@@ -321,11 +314,11 @@ def test_what_is_wrong_is_said_before_the_network_is_read(folders, tmp_path, mon
         if damage:
             folder = shutil.copytree(folder, tmp_path / damage)
             if damage == "std.pt":
-                (folder / PARTS[kind].folder / damage).write_bytes(b"PK" * 40)
+                (folder / tiny.PARTS[kind].folder / damage).write_bytes(b"PK" * 40)
             else:
                 shutil.rmtree(folder / damage)
         with pytest.raises((ValueError, FileNotFoundError, AssertionError), match=said):
-            PARTS[kind](weights=folder, **OPTIONS, **options).load()
+            load(folders | {kind: folder}, kind, **options)
 
 
 def test_weights_in_another_format_are_not_taken_for_the_published_ones(tmp_path):
@@ -340,7 +333,8 @@ def test_weights_in_another_format_are_not_taken_for_the_published_ones(tmp_path
 
 
 def test_a_network_is_given_what_it_is_conditioned_on():
-    x, labels, text, classes = torch.zeros(2, 14, 8, 8, 8), torch.zeros(2), torch.zeros(2, 77, 64), torch.tensor([1, 2])
+    x, labels, text = torch.zeros(2, 14, 8, 8, 8), torch.zeros(2), torch.zeros(2, 77, 128)
+    classes = torch.tensor([1, 2])
     for kind, given in {"text": {"text": text}, "class": {"classes": classes}, "nothing": {}}.items():
         network = tiny.network(tiny.KINDS[kind])
         assert network(x, labels, **given).shape == x.shape
@@ -367,7 +361,7 @@ def test_weights_of_another_network_are_refused(tmp_path, folders):
         (state | {embed: torch.zeros(0, 32)}, rf"network: {embed} has no numbers"),
         (state | {embed: torch.zeros(1 << 17, 32)}, rf"network: {embed} is \[131072, 32\]"),
         (state | {embed: torch.zeros(64)}, rf"network: {embed} is \[64\]"),
-        (state | {embed: torch.zeros(96, 32)}, r"\d+ of another shape, such as .*\[64, 64\]"),
+        (state | {embed: torch.zeros(96, 32)}, r"\d+ of another shape, such as .*\[64, 128\]"),
         (state | {first: torch.zeros(65537, 1)}, rf"network: {first} is \[65537, 1\]"),
         ({name: value for name, value in state.items() if name != embed}, rf"network: {embed} is missing"),
         ({name: value for name, value in state.items() if name != first}, rf"network: {first} is missing"),

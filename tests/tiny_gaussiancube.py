@@ -36,7 +36,7 @@ def network(architecture: Architecture, seed: int = 0) -> CubeUNet:
     for module in made.modules():
         normed = isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm)
         for name, parameter in module.named_parameters(recurse=False):
-            std = 0.3 if parameter.ndim == 1 else 1.2 / math.sqrt(parameter[0].numel())
+            std = 0.3 if parameter.ndim == 1 else 1.0 / math.sqrt(parameter[0].numel())
             std *= 0.15 if module is made.time_embed[0] else 1  # else it follows every wave of the label
             with torch.no_grad():
                 parameter.copy_((normed and name == "weight") + std * drawn(rng, *parameter.shape))
