@@ -124,7 +124,11 @@ def test_prompts_that_a_model_cannot_follow_are_refused(folders, tmp_path):
         ('{"mug": 5}', "'mug' is 5; classes of this model are numbers 0 to 4"),
         ('{"mug": 1, "3": 1}', "a class cannot be called '3': as a prompt, a number is that of a class"),
         ('{"": 1}', "a class cannot be called '': as a prompt"),
-        ('{" mug": 1}', "a class cannot be called ' mug': .*, and blanks around it are dropped"),
+        (
+            '{"unconditional 2": 1}',
+            "a class cannot be called 'unconditional 2': .*, unconditional or nothing is of none",
+        ),
+        ('{" mug": 1}', "a class cannot be called ' mug': .*, and blanks at its ends are dropped"),
         ("{}", "it is empty"),
     ):
         names.write_text(content)

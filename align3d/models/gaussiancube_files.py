@@ -272,6 +272,7 @@ class Published(TextOptions):
             ValueError: If the model knows no classes, or the file names others.
         """
         from align3d.files import read_json
+        from align3d.models.gaussiancube import NOTHING, is_nothing
 
         if self.classes is None:
             return None
@@ -284,10 +285,10 @@ class Published(TextOptions):
         if wrong or not found:
             said = f"{wrong[0]!r} is {found[wrong[0]]!r}" if wrong else "it is empty"
             raise ValueError(f"{self.classes}: {said}; classes of this model are numbers 0 to {number - 1}")
-        if unheard := [name for name in found if name.isdecimal() or not name or name != name.strip()]:
+        if unheard := [name for name in found if name.isdecimal() or is_nothing(name) or name != name.strip()]:
             raise ValueError(
                 f"{self.classes}: a class cannot be called {unheard[0]!r}: as a prompt, a number is that of a class, "
-                "and blanks around it are dropped"
+                f"{NOTHING} or nothing is of none, and blanks at its ends are dropped"
             )
         return found
 
