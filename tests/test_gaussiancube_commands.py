@@ -19,6 +19,7 @@ from align3d.scenes.ply import read_ply
 
 NAMES = {"text": "gaussiancube", "class": "gaussiancube-omniobject3d", "nothing": "gaussiancube-shapenet-car"}
 PROMPTS = {"text": "a red mug\nthe dog\n", "class": "mug\n4\n", "nothing": "unconditional\n"}
+SIDE = 4  # voxels
 CPU = ["--device", "cpu"]
 SMALL = ["--model.steps", "2", "--model.precision", "float32", "--model.rank", "2"]
 QUICK = ["--model.sampler", "ancestral"]  # the published ones take many more passes
@@ -34,7 +35,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     def written(kind, name):
-        return tiny.write_cube(tmp_path_factory.mktemp(kind), registry.load(MODELS, name), tiny.KINDS[kind])
+        return tiny.write_cube(tmp_path_factory.mktemp(kind), registry.load(MODELS, name), tiny.KINDS[kind], SIDE)
 
     return cache(lambda kind, name=None: written(kind, name or NAMES[kind]))
 
@@ -95,8 +96,8 @@ def test_from_prompts_to_a_tuned_model(here, capsys, kind, method):
     assert [row["prompt"] for row in told] == [last, last] and told[0]["rewards"] != told[1]["rewards"]
     file = Path("samples") / told[0]["files"][0]
     scene = read_ply(file)
-    assert scene.means.shape == (1, tiny.SIDE**3, 3) and scene.means.abs().max() < 0.7
-    assert "512 Gaussians" in ran(
+    assert scene.means.shape == (1, SIDE**3, 3) and scene.means.abs().max() < 0.7
+    assert "64 Gaussians" in ran(
         capsys, ["render", file, "--out", "x.png", "--size", "24", "--views", "3", "--eps2d", "0.3"]
     )
     assert Image.open("x.png").size == (72, 24)

@@ -82,12 +82,12 @@ def norms(side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.expand(side, side, side, -1).clone(), std.expand(side, side, side, -1).clone()
 
 
-def write_cube(folder: Path, part: type[Published], architecture: Architecture = TEXT) -> Path:
+def write_cube(folder: Path, part: type[Published], architecture: Architecture = TEXT, side: int = SIDE) -> Path:
     """Files as `align3d download` lays them, and a text encoder where one is needed."""
     root = folder / part.folder
     root.mkdir(parents=True, exist_ok=True)
     torch.save(network(architecture).state_dict(), root / f"{part.file}.pt")
-    for name, value in zip(("mean", "std"), norms(), strict=True):
+    for name, value in zip(("mean", "std"), norms(side), strict=True):
         torch.save(value, root / f"{name}.pt")
     if architecture.text:
         for name in ("tokenizer", "text_encoder"):
@@ -98,9 +98,9 @@ def write_cube(folder: Path, part: type[Published], architecture: Architecture =
     return folder
 
 
-def write_all(factory: Any) -> dict[str, Path]:
+def write_all(factory: Any, side: int = SIDE) -> dict[str, Path]:
     """A folder of each kind, from pytest's `tmp_path_factory`."""
-    return {kind: write_cube(factory.mktemp(kind), part, KINDS[kind]) for kind, part in PARTS.items()}
+    return {kind: write_cube(factory.mktemp(kind), part, KINDS[kind], side) for kind, part in PARTS.items()}
 
 
 def load(folders: dict[str, Path], kind: str, **options: Any) -> Any:
