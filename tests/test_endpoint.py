@@ -125,7 +125,7 @@ def test_hanging_endpoints_are_given_up(server, kind):
 def test_patience_bounds_everything(server):
     server.answer = lambda _: (500, {}, b"")
     begun = time.monotonic()
-    with pytest.raises(ValueError, match="no time is left to wait"):
+    with pytest.raises(ValueError, match="no time is left"):  # to wait, or on a busy machine even to ask
         judge(patience=0.3, retries=100)(views(1), PROMPTS[:1])
     assert time.monotonic() - begun < 10
 

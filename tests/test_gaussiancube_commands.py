@@ -21,7 +21,7 @@ NAMES = {"text": "gaussiancube", "class": "gaussiancube-omniobject3d", "nothing"
 PROMPTS = {"text": "a red mug\nthe dog\n", "class": "mug\n4\n", "nothing": "unconditional\n"}
 SIDE = 4  # voxels
 CPU = ["--device", "cpu"]
-SMALL = ["--model.steps", "2", "--model.precision", "float32", "--model.rank", "2"]
+SMALL = ["--model.steps", "2", "--model.precision", "float32", "--model.rank", "2", "--model.voxels", str(SIDE)]
 QUICK = ["--model.sampler", "ancestral"]  # the published ones take many more passes
 TRAIN = ["--reward", "colorfulness", "--cameras.size", "16", "--loop.batch-size", "2", *CPU]
 METHODS = {
@@ -168,7 +168,8 @@ def test_prompts_that_no_model_can_follow_are_refused(here, capsys):
     watch = ["--watch", "dnc", "--watch.features", "none", "--watch.prompts", "text.txt"]
     assert "knows classes, not texts" in refused(capsys, [*train(here, "class", "draft", *watch), "--out", "r"])
     bare = str(here("nothing", "gaussiancube-v1.0"))
-    args = ["sample", "--model", "gaussiancube-v1.0", "--weights", bare, "--prompt", "a red mug", "--out", "o", *CPU]
+    args = ["sample", "--model", "gaussiancube-v1.0", "--weights", bare, "--prompt", "a red mug", "--out", "o"]
+    args += ["--model.voxels", str(SIDE), *CPU]
     assert "the weights have no layers for texts, so the model follows none; got 'a red mug'" in refused(capsys, args)
 
 
@@ -216,12 +217,12 @@ def test_other_bad_input_is_refused(here, capsys, tmp_path):
     said = refused(capsys, sampled(here, "class", "1", "--model.steps", "5000"))
     assert "model.steps: linspace spacing takes at most 999 steps, got 5000" in said
     other = tiny.write_cube(tmp_path / "x", registry.load(MODELS, NAMES["nothing"]), tiny.KINDS["nothing"])
-    mean, std = tiny.norms()
+    mean, std = tiny.norms(SIDE)
     args = ["sample", "--model", NAMES["nothing"], "--weights", "x", *SMALL, "--prompt", "unconditional", "--out", "o"]
     for change, words in (
         ((mean + 2.0, std), "mean.pt and std.pt are not those of this data set"),
-        ((mean[:4, :4, :4].clone(), std), "mean.pt is [14, 4, 4, 4] and std.pt [14, 8, 8, 8]"),
-        ((mean[..., :13].clone(), std), "x/mean.pt is [8, 8, 8, 13], expected [32, 32, 32, 14]"),
+        ((mean[:2, :2, :2].clone(), std), "x/mean.pt is [2, 2, 2, 14], expected [4, 4, 4, 14]"),
+        ((mean[..., :13].clone(), std), "x/mean.pt is [4, 4, 4, 13], expected [4, 4, 4, 14]"),
     ):
         for name, value in zip(("mean", "std"), change, strict=True):
             torch.save(value, other / f"{name}.pt")

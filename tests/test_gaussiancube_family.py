@@ -23,7 +23,7 @@ PUBLISHED = {  # half the side of the cube, guidance, and the sampler's steps or
     ShapeNetChair: (0.35, None, (300, 3)),
 }
 KIND = {OmniObject3D: "class", ShapeNetCar: "nothing", ShapeNetChair: "nothing"}
-SMALL = {"precision": "float32", "rank": 2, "steps": 2, "sampler_steps": 4, "guidance": 1.0}
+SMALL = {"precision": "float32", "rank": 2, "steps": 2, "sampler_steps": 4, "guidance": 1.0, "voxels": tiny.SIDE}
 
 
 def test_an_adapter_is_for_the_model_that_it_was_trained_with(tmp_path, monkeypatch, capsys):
@@ -31,9 +31,9 @@ def test_an_adapter_is_for_the_model_that_it_was_trained_with(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for part in (ShapeNetCar, ShapeNetChair):
         tiny.write_cube(tmp_path / part.__name__, part, tiny.KINDS["nothing"])
-    ShapeNetCar(weights=Path("ShapeNetCar"), rank=2).load().save_adapter(Path("run/adapter"))
+    ShapeNetCar(weights=Path("ShapeNetCar"), rank=2, voxels=tiny.SIDE).load().save_adapter(Path("run/adapter"))
     Path("run/config.json").write_text('{"config": {"model": {"name": "gaussiancube-shapenet-car"}}}')
-    more = ["--model.rank", "2", "--model.alpha", "8", "--device", "cpu"]
+    more = ["--model.rank", "2", "--model.alpha", "8", "--model.voxels", "8", "--device", "cpu"]
     chair = ["--model", "gaussiancube-shapenet-chair", "--weights", "ShapeNetChair", *more]
     said = (
         "is an adapter of the model 'gaussiancube-shapenet-car', got --model gaussiancube-shapenet-chair; use its own"
@@ -46,6 +46,26 @@ def test_an_adapter_is_for_the_model_that_it_was_trained_with(tmp_path, monkeypa
     car = ["--model", "gaussiancube-shapenet-car", "--weights", "ShapeNetCar", *more, "--model.sampler", "ancestral"]
     args = ["sample", *car, "--model.steps", "1", "--adapter", "run", "--prompt", "unconditional", "--frames", "0"]
     assert main([*args, "--size", "16", "--out", "out"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", [Objaverse, Objaverse10, OmniObject3D, ShapeNetCar])
+def test_weights_of_another_kind_are_refused(tmp_path, part):
+    takes = {Objaverse: {"text"}, Objaverse10: {"text", "nothing"}, OmniObject3D: {"class"}, ShapeNetCar: {"nothing"}}
+    for kind in takes[part] ^ {"text", "class", "nothing"}:
+        folder = tiny.write_cube(tmp_path / kind, part, tiny.KINDS[kind])
+        with pytest.raises(
+            ValueError, match=r"_ckpt\.pt has a network that is conditioned on .*, and this model's is on"
+        ):
+            part(weights=folder, **SMALL).load()
+
+
+@pytest.mark.parametrize(
+    ("voxels", "said"), [(0, "1 to 256, got 0"), (512, "1 to 256, got 512"), (7, "a multiple of 2")]
+)
+def test_cubes_have_the_voxels_that_are_told(tmp_path, voxels, said):
+    folder = tiny.write_cube(tmp_path, ShapeNetCar, tiny.KINDS["nothing"])
+    with pytest.raises(ValueError, match=said):
+        ShapeNetCar(weights=folder, **(SMALL | {"voxels": voxels})).load()
 
 
 def test_texts_are_encoded_once(tmp_path):
@@ -92,7 +112,7 @@ def test_without_options_it_is_as_published(tmp_path, part):
     """But for labels and size, which `published` makes so; training takes 50 steps."""
     bound, guidance, method = PUBLISHED[part]
     folder = tiny.write_cube(tmp_path / "x", part, tiny.KINDS[KIND.get(part, "text")])
-    made = part(weights=folder, size="published").load()
+    made = part(weights=folder, size="published", voxels=8).load()
     assert (made.steps, made.labels) == (50, "exact") and made.guidance == (guidance or 3.5)
     found = made.solver
     assert found is method or (found.func, found.keywords) == (multistep, {"steps": method[0], "order": method[1]})
@@ -100,5 +120,5 @@ def test_without_options_it_is_as_published(tmp_path, part):
     flat[:3] = 0.0
     scene = replace(made.space, mean=flat, std=torch.zeros_like(flat)).gaussians(torch.zeros(1, 14, 8, 8, 8))
     assert scene.means.amax().item() == -scene.means.amin().item() == pytest.approx(bound)
-    unit = part(weights=folder).load().decode(torch.zeros(1, 14, 8, 8, 8)).means
+    unit = part(weights=folder, voxels=8).load().decode(torch.zeros(1, 14, 8, 8, 8)).means
     torch.testing.assert_close(unit, made.decode(torch.zeros(1, 14, 8, 8, 8)).means * 0.5 / bound)

@@ -67,9 +67,7 @@ def test_previews_are_the_published_ones_without_their_mirror(part, fov, radius)
 def test_weights_say_whether_texts_are_followed(tmp_path, folders, recwarn):
     """Version 1.0, whose texts the published code drops: the layers are used if they are there."""
     text = tiny.write_cube(tmp_path / "text", Objaverse10)
-    with pytest.warns(
-        RuntimeWarning, match=r"^these weights follow texts; the released inference gave those of v1\.0 n"
-    ):
+    with pytest.warns(RuntimeWarning, match=r"^these weights have layers for texts, .*; the released inference gave v"):
         made = Objaverse10(weights=text, **OPTIONS).load()
     assert made.solver is adaptive and made.encode(["a red mug"]).text.shape == (1, 77, 128)
     bare = tiny.write_cube(tmp_path / "bare", Objaverse10, tiny.KINDS["nothing"])
@@ -150,13 +148,16 @@ def flipped(mean):
 
 
 DAMAGE = {
-    "short": (lambda mean, std: (mean[:, :, :4], std), r"mean\.pt is \[8, 8, 4, 14\], expected \[32, 32, 32, 14\]"),
+    "short": (lambda mean, std: (mean[:, :, :4], std), r"mean\.pt is \[8, 8, 4, 14\], expected \[8, 8, 8, 14\]"),
     "channels first": (lambda mean, std: (mean.permute(3, 0, 1, 2), std), r"mean\.pt is \[14, 8, 8, 8\]"),
     "another cube": (
         lambda mean, std: (mean[:4, :4, :4], std),
-        r"mean\.pt is \[14, 4, 4, 4\] and std\.pt \[14, 8, 8, 8\]",
+        r"mean\.pt is \[4, 4, 4, 14\], expected \[8, 8, 8, 14\]: .* \(--model\.voxels: along each axis\)",
     ),
-    "odd": (lambda mean, std: (mean[:7, :7, :7], std[0, 0, 0]), r"\[14, 7, 7, 7\] and std\.pt \[14, 1, 1, 1\]"),
+    "the same": (lambda mean, std: (std, std), "mean.pt and std.pt are the same numbers"),
+    "whole numbers": (lambda mean, std: (mean.int(), std), "it holds no plain tensor of real numbers"),
+    "bright": (lambda mean, std: (channel(mean, 3, 6, 1e3), std), "mean colours are beyond 100"),
+    "of many colours": (lambda mean, std: (mean, channel(std, 3, 6, 1e6)), "deviations of colours are above 100"),
     "other channels": (
         lambda mean, std: (mean, std[0, 0, 0, :13]),
         r"is \[13\], expected .* or \[14\], the same for all",
@@ -192,7 +193,7 @@ def test_a_normalisation_of_something_else_is_refused(tmp_path, kind):
     change, words = DAMAGE[kind]
     save_norms(tmp_path, *change(*tiny.norms()))
     with pytest.raises(ValueError, match=words):
-        read_norms(tmp_path, 14, 2, ShapeNetCar.bound)
+        read_norms(tmp_path, 14, 8, ShapeNetCar.bound)
 
 
 def test_a_normalisation_may_be_one_for_all_voxels_or_lie_in_another_order(tmp_path):
@@ -210,7 +211,7 @@ def test_a_normalisation_may_be_one_for_all_voxels_or_lie_in_another_order(tmp_p
     assert not laid.is_contiguous() and laid.shape == mean.shape
     for kind, (one, two, side) in given.items():
         save_norms(tmp_path, one, two)
-        found = read_norms(tmp_path, 14, 2, ShapeNetCar.bound)
+        found = read_norms(tmp_path, 14, side, ShapeNetCar.bound)
         same = kind == "both"
         want = [value[:, :1, :1, :1].expand(14, 32, 32, 32) if same else value for value in first]
         assert all(value.shape == (14, side, side, side) and value.is_contiguous() for value in found), kind
@@ -224,9 +225,9 @@ def test_a_normalisation_at_the_limits_of_data_is_taken(tmp_path):
     mean, std = torch.cat([-at, channel(mean, 6, 7, 0.5)[..., 3:]], -1), channel(std, 0, 3, 0.45)
     std = channel(channel(std, 6, 7, 0.5), 10, 14, 1.0)
     save_norms(tmp_path, channel(mean, 10, 14, 0.0), std)
-    assert read_norms(tmp_path, 14, 2, 0.45)[1].max() == 1
+    assert read_norms(tmp_path, 14, 8, 0.45)[1].max() == 1
     save_norms(tmp_path, channel(mean, 6, 7, 1.0), channel(std, 6, 7, 1e-9))  # of opaque objects
-    read_norms(tmp_path, 14, 2, 0.45)
+    read_norms(tmp_path, 14, 8, 0.45)
 
 
 def fetched(folder, part):
@@ -271,7 +272,8 @@ def test_version_1_0_in_the_place_of_1_1_is_noticed(tmp_path):
     with pytest.raises(ValueError, match=r"is v1\.0/objaverse_ckpt\.pt of BwZhang.* v1\.1/objaverse_ckpt"):
         Objaverse(weights=folder / "v1.0", **OPTIONS).load()
     shutil.copytree(folder / "v1.0", tmp_path / "mine")
-    Objaverse(weights=tmp_path / "mine", **OPTIONS).load()  # without a record
+    with pytest.raises(ValueError, match="conditioned on nothing, and this model's is on texts"):
+        Objaverse(weights=tmp_path / "mine", **OPTIONS).load()  # without a record, only what it is shows
 
 
 def test_texts_are_as_published_in_float32(folders):

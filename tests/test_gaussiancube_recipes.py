@@ -18,7 +18,20 @@ from align3d.rewards import aesthetic
 
 NAMES = [name for name, (_, _, model) in nabla.RECIPES.items() if model == "gaussiancube"]
 SMALL = ["--model.steps", "3", "--model.precision", "float32", "--model.sampler", "ancestral", "--cameras.size", "16"]
-SMALL += ["--prompts", "text.txt", "--loop.updates", "1", "--loop.batch-size", "2", "--device", "cpu", "--out", "run"]
+SMALL += [
+    "--model.voxels",
+    "8",
+    "--prompts",
+    "text.txt",
+    "--loop.updates",
+    "1",
+    "--loop.batch-size",
+    "2",
+    "--device",
+    "cpu",
+    "--out",
+    "run",
+]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ KINDS = {"text": TEXT, "class": Architecture((32, 128), 1, (False, True), time=3
 KINDS["nothing"] = Architecture((32, 128), 1, (False, True), time=32, channels=14)
 PARTS = {"text": Objaverse, "class": OmniObject3D, "nothing": ShapeNetCar}
 PROMPTS = {"text": ["a red mug", "the dog"], "class": ["1", "4"], "nothing": ["unconditional", ""]}
-OPTIONS = {"precision": "float32", "sampler_steps": 12, "rank": 2}
+OPTIONS = {"precision": "float32", "sampler_steps": 12, "rank": 2, "voxels": SIDE}
 
 
 def drawn(rng: torch.Generator, *size: int) -> torch.Tensor:
@@ -105,4 +105,5 @@ def write_all(factory: Any, side: int = SIDE) -> dict[str, Path]:
 
 def load(folders: dict[str, Path], kind: str, **options: Any) -> Any:
     """The generator of a kind, quick unless asked otherwise."""
-    return PARTS[kind](weights=folders[kind], **(OPTIONS | options)).load()
+    voxels = len(torch.load(next(folders[kind].rglob("mean.pt"))))
+    return PARTS[kind](weights=folders[kind], **(OPTIONS | {"voxels": voxels} | options)).load()

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from align3d.models.gaussiancube_norms import NORMS
+from align3d.models.gaussiancube_classes import read_classes
+from align3d.models.gaussiancube_norms import MOST, NORMS
 from align3d.models.lora import adapted, check_options
 from align3d.models.lora_files import adapter_folder
 from align3d.models.text_options import TextOptions
@@ -35,7 +36,6 @@ LAYERS = {  # what is adapted -> ends of the names of layers
     "attention": ("qkv", "encoder_kv", "proj_out"),
     "all": ("qkv", "encoder_kv", "proj_out", "in_layers.2", "out_layers.3", "emb_layers.1"),
 }
-MOST_CLASSES = 1 << 20  # bytes of a list of classes
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,12 @@ class Published(TextOptions):
     sampler: Literal["published", "adaptive", "multistep2", "multistep3", "ancestral"] = "published"  # of pictures
     sampler_steps: int = 300  # of multistep; unread by adaptive, which is published for texts, and ancestral
     labels: Literal["exact", "published"] = "exact"  # of noise levels; published = shifted; unread by ancestral
+    voxels: int = 32  # of a cube along each axis
     size: Literal["unit", "published"] = "unit"  # of scenes; unit = all data sets fill -0.5 to 0.5
     precision: Literal["float32", "bfloat16"] = "float32"  # of the network; bfloat16 hides small differences of scores
     recompute: bool = False  # keep no activations: less memory, one more forward pass
 
+    kinds: ClassVar[tuple[str, ...]]  # what its networks are conditioned on: texts, classes or nothing
     file: ClassVar[str]  # the weights, without an ending
     folder: ClassVar[str] = ""  # in the repository
     bound: ClassVar[float]  # of the voxels
@@ -68,6 +70,8 @@ class Published(TextOptions):
 
     def __post_init__(self) -> None:
         check_options(self, sampler_steps=3)
+        if not 1 <= self.voxels <= MOST:
+            raise ValueError(f"model.voxels must be 1 to {MOST}, got {self.voxels}")
         if self.sampler_steps > MOST_STEPS:
             raise ValueError(
                 f"model.sampler_steps must be at most {MOST_STEPS}, one for each noise level that the network was "
@@ -174,8 +178,8 @@ class Published(TextOptions):
             check_source(root / f"{name}.pt", self.sources["weights"])
         path = root / f"{self.file}.pt"
         with Weights({"": path}, read_legacy(path)) as weights:
-            own = architecture_of(path, weights.shapes)
-            classes, space = self.read_classes(own.classes), self.read_space(root, own, device)
+            own = architecture_of(path, weights.shapes, self.kinds)
+            classes, space = read_classes(self.classes, own.classes), self.read_space(root, own, device)
             texts = self.text_of(own, device)
             with torch.device("meta"):
                 network = CubeUNet(own, self.recompute)
@@ -256,52 +260,31 @@ class Published(TextOptions):
         """The normalisation.
 
         Raises:
-            ValueError: If a file is damaged, or of cubes of another shape.
+            ValueError: If a file is damaged, or of cubes of another shape, or the network's are no such cubes.
         """
-        from align3d.models.gaussiancube import Space
+        from align3d.models.gaussiancube import CHANNELS, Space
         from align3d.models.gaussiancube_norms import read_norms
 
-        mean, std = read_norms(root, architecture.channels, 2 ** (len(architecture.widths) - 1), self.bound)
+        step = 2 ** (len(architecture.widths) - 1)
+        if architecture.channels != CHANNELS or self.voxels % step:
+            raise ValueError(
+                f"{root}: the network is one of {architecture.channels} numbers a voxel, {self.voxels} voxels along "
+                f"each axis (--model.voxels); expected {CHANNELS}, and a multiple of {step} voxels"
+            )
+        mean, std = read_norms(root, architecture.channels, self.voxels, self.bound)
         return Space(mean.to(device), std.to(device), self.bound, self.scale)
 
-    def read_classes(self, number: int) -> Mapping[str, int] | None:
-        """The names of classes.
 
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the model knows no classes, or the file names others.
-        """
-        from align3d.files import read_json
-        from align3d.models.gaussiancube import NOTHING, is_nothing
-
-        if self.classes is None:
-            return None
-        if not number:
-            raise ValueError("model.classes is for models that were trained with classes; leave it out")
-        if not self.classes.is_file():
-            raise FileNotFoundError(f"no file {self.classes}; model.classes takes a JSON file, name -> number")
-        found = read_json(self.classes, MOST_CLASSES)
-        wrong = [name for name, label in found.items() if type(label) is not int or not 0 <= label < number]
-        if wrong or not found:
-            said = f"{wrong[0]!r} is {found[wrong[0]]!r}" if wrong else "it is empty"
-            raise ValueError(f"{self.classes}: {said}; classes of this model are numbers 0 to {number - 1}")
-        if unheard := [name for name in found if name.isdecimal() or is_nothing(name) or name != name.strip()]:
-            raise ValueError(
-                f"{self.classes}: a class cannot be called {unheard[0]!r}: as a prompt, a number is that of a class, "
-                f"{NOTHING} or nothing is of none, and blanks at its ends are dropped"
-            )
-        return found
-
-
-def architecture_of(path: Path, shapes: Mapping[str, Sequence[int]]) -> Architecture:
+def architecture_of(path: Path, shapes: Mapping[str, Sequence[int]], kinds: Sequence[str]) -> Architecture:
     """The network that tensors of these shapes are the weights of, all of them.
 
     Args:
         path: Their file, for errors.
         shapes: By name.
+        kinds: What it may be conditioned on.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or it is conditioned on something else.
     """
     import torch
 
@@ -313,13 +296,18 @@ def architecture_of(path: Path, shapes: Mapping[str, Sequence[int]]) -> Architec
             require_keys(CubeUNet(own), shapes)
     except (NotItsWeights, ValueError) as error:
         raise ValueError(f"{path} does not fit: {error}") from None
+    if own.kind not in kinds:
+        raise ValueError(
+            f"{path} has a network that is conditioned on {own.kind}, and this model's is on {' or '.join(kinds)}; use "
+            "the model that the weights are of"
+        )
     return own
 
 
 def sources(repository: str, file: str, folder: str = "", text: bool = False) -> dict[str, Any]:
     """What `align3d download` fetches, and from which repositories."""
     found = {"weights": {f"BwZhang/GaussianCube-{repository}": tuple(f"{folder}{name}.pt" for name in (file, *NORMS))}}
-    clip = ("text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*")
+    clip = ("text_encoder/*.json", "text_encoder/model.safetensors", "tokenizer/*")  # not its half in 16 bits
     return found | ({"text": {"stable-diffusion-v1-5/stable-diffusion-v1-5": clip}} if text else {})
 
 
@@ -327,7 +315,7 @@ def sources(repository: str, file: str, folder: str = "", text: bool = False) ->
 class Objaverse(Published):
     """GaussianCube of Objaverse, v1.1: 0.34 billion parameters, text of CLIP-L."""
 
-    file, folder = "objaverse_ckpt", "v1.1"
+    kinds, file, folder = ("texts",), "objaverse_ckpt", "v1.1"
     bound, distance = 0.5, 2.0
     sources = sources("Objaverse", file, "v1.1/", text=True)
 
@@ -336,14 +324,14 @@ class Objaverse(Published):
 class Objaverse10(Published):
     """GaussianCube of Objaverse, v1.0; follows texts if its weights have the layers (the released inference: never)."""
 
-    file, folder, bound = "objaverse_ckpt", "v1.0", 0.5
+    kinds, file, folder, bound = ("texts", "nothing"), "objaverse_ckpt", "v1.0", 0.5
     sources = sources("Objaverse", file, "v1.0/", text=True)
 
     def text_of(self, own: Architecture, device: str) -> TextSource | None:
         """Where texts come from, as of all; warns that they are followed, unlike in the published pictures."""
         found = super().text_of(own, device)
         if found is not None:
-            said = "these weights follow texts; the released inference gave those of v1.0 none"
+            said = "these weights have layers for texts, which are followed; the released inference gave v1.0 none"
             warnings.warn(said, RuntimeWarning, stacklevel=1)
         return found
 
@@ -354,7 +342,7 @@ class OmniObject3D(Published):
 
     guidance: float = 2.0  # classifier-free guidance, of models with texts or classes; 1 = none
 
-    file, bound = "OmniObject3D_ckpt", 1.0
+    kinds, file, bound = ("classes",), "OmniObject3D_ckpt", 1.0
     fov, distance = 0.6911112070083618, 16.25**0.5
     sources = sources("OmniObject3D-v1.0", file)
 
@@ -367,6 +355,8 @@ class OmniObject3D(Published):
 @dataclass(frozen=True)
 class ShapeNet(Published):
     """What those of ShapeNet have in common: they are conditioned on nothing."""
+
+    kinds = ("nothing",)
 
     def prompt_list(self) -> Path:
         """Names of nothing, each of which counts as a prompt."""

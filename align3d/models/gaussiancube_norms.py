@@ -11,42 +11,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NORMS = ("mean", "std")  # the files, without an ending
-SIDE = 32  # voxels of the published cubes
-MOST = 256  # voxels of any
+MOST = 256  # voxels a side
+COLOUR = 100.0  # of spherical harmonics; 1.8 is white
 
 
 def read_norms(
-    root: Path, channels: int, levels: int, bound: float
+    root: Path, channels: int, side: int, bound: float
 ) -> tuple[Float[Tensor, "C X Y Z"], Float[Tensor, "C X Y Z"]]:
-    """Mean and deviation, float32; where both are the same for all voxels, of the published cube.
+    """Mean and deviation, float32.
 
     Args:
         root: The folder of both files.
         channels: Numbers of a voxel, as the network has them.
-        levels: The side has to be a multiple of this.
+        side: Voxels along each axis.
         bound: Of the voxels.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If one is damaged, of cubes of another shape, or of other data as far as it shows.
     """
-    from align3d.models.gaussiancube import CHANNELS
+    import torch
 
-    mean, std = (read_norm(root / f"{name}.pt", channels) for name in NORMS)
-    cubes = {norm.shape[1:] for norm in (mean, std) if norm.shape[1] > 1} or {(SIDE,) * 3}
-    side = min(cubes)[0]
-    if len(cubes) > 1 or channels != CHANNELS or side % levels:
-        raise ValueError(
-            f"{root}: the network is one of {channels} numbers a voxel, mean.pt is {list(mean.shape)} and std.pt "
-            f"{list(std.shape)}, channels first; expected {CHANNELS} of a cube of a multiple of {levels} voxels a "
-            f"side, such as [{SIDE}, {SIDE}, {SIDE}, {CHANNELS}] in the files"
-        )
+    mean, std = (read_norm(root / f"{name}.pt", channels, side) for name in NORMS)
+    if torch.equal(mean, std):
+        raise ValueError(f"{root}: mean.pt and std.pt are the same numbers; copy both from where the weights come from")
     check_norms(root, mean, std, bound)
     mean, std = (norm.expand(-1, side, side, side).contiguous() for norm in (mean, std))
     return mean, std
 
 
-def read_norm(path: Path, channels: int) -> Float[Tensor, "C X Y Z"]:
+def read_norm(path: Path, channels: int, side: int) -> Float[Tensor, "C X Y Z"]:
     """One file of the normalisation, channels first, float32: of a cube, or [C, 1, 1, 1], the same for all its voxels.
 
     Raises:
@@ -58,19 +52,19 @@ def read_norm(path: Path, channels: int) -> Float[Tensor, "C X Y Z"]:
     from align3d.weights import require_numbers
 
     value = load_legacy(path)
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{path} is no published file of a normalisation: it holds no plain tensor")
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        raise ValueError(f"{path} is no published file of a normalisation: it holds no plain tensor of real numbers")
     if not is_whole(value, path):
         raise ValueError(f"{path} is damaged, or no published file: it does not hold all of its numbers")
-    side = value.shape[0] if value.ndim == 4 else 0
-    if value.shape != (channels,) and (value.shape != (side, side, side, channels) or not 1 <= side <= MOST):
+    if value.shape not in ((channels,), (side, side, side, channels)):
         raise ValueError(
-            f"{path} is {list(value.shape)}, expected [{SIDE}, {SIDE}, {SIDE}, {channels}]: a cube, channels last; "
-            f"or [{channels}], the same for all voxels"
+            f"{path} is {list(value.shape)}, expected {[side, side, side, channels]}: a cube, channels last; or "
+            f"[{channels}], the same for all voxels (--model.voxels: along each axis)"
         )
     require_numbers(path, "it", value)
-    cube = value.detach().expand(max(side, 1), max(side, 1), max(side, 1), channels)
-    return cube.permute(3, 0, 1, 2).float().contiguous()
+    cube = value.detach().view(-1, channels)
+    sizes = (side,) * 3 if value.ndim == 4 else (1, 1, 1)
+    return cube.T.reshape(channels, *sizes).float().contiguous()
 
 
 def check_norms(root: Path, mean: Tensor, std: Tensor, bound: float) -> None:
@@ -90,16 +84,22 @@ def check_norms(root: Path, mean: Tensor, std: Tensor, bound: float) -> None:
     axes = [torch.linspace(-bound, bound, n) if n > 1 else torch.zeros(1) for n in mean.shape[1:]]
     place = mean[:3] + torch.stack(torch.meshgrid(*axes, indexing="ij"))
     factor = 2.0 if std.shape[1] == 1 else 1.0
-    most = {"offsets": (slice(0, 3), 2 * bound), "opacity": (slice(6, 7), 0.5), "scales": (slice(7, 10), 1.0)}
+    most = {
+        "offsets": (slice(0, 3), 2 * bound),
+        "colours": (slice(3, 6), COLOUR),
+        "opacity": (slice(6, 7), 0.5),
+        "scales": (slice(7, 10), 1.0),
+    }
     most |= {"quaternions": (slice(10, 14), 1.0)}
     problems = {
+        "numbers are too large for float32": not bool((mean.isfinite() & std.isfinite()).all()),
         "deviations are not above 0": not bool((std > 0).all()),
         "the mean opacity is not within 0 and 1": bool((opacity < -0.01).any() or (opacity > 1.01).any()),
         f"mean scales are not within 0 and {bound}": bool((scale < -0.01).any() or (scale > bound).any()),
         "mean quaternions are not within -1 and 1": bool((quat.abs() > 1.01).any()),
+        f"mean colours are beyond {COLOUR:g}": bool((mean[3:6].abs() > COLOUR).any()),
         f"mean offsets are beyond {2 * bound}": bool((mean[:3].abs() > 2 * bound).any()),
         f"mean places are beyond {2 * bound}": bool((place.abs() > 2 * bound).any()),
-        "numbers are too large for float32": not bool((mean.isfinite() & std.isfinite()).all()),
     }
     for name, (rows, limit) in most.items():
         limit *= factor

@@ -51,6 +51,11 @@ class Architecture:
         if not self.embed:
             object.__setattr__(self, "embed", self.time * (max(self.widths) // self.widths[0]))
 
+    @property
+    def kind(self) -> str:
+        """What the network is conditioned on: texts, classes or nothing."""
+        return "texts" if self.text else "classes" if self.classes else "nothing"
+
     @classmethod
     def of(cls, shapes: Mapping[str, Sequence[int]]) -> Architecture:
         """The architecture that a state dict is for.
