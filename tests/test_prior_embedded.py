@@ -149,16 +149,17 @@ def test_more_views_than_four_and_too_few_cameras_are_refused(prior):
 
 def test_texts_are_encoded_alone_and_kept(prior, monkeypatch):
     first = prior.encode([*PROMPTS, ""])
-    monkeypatch.setattr(prior, "text", None)  # no more can be encoded
+    monkeypatch.setattr(prior.memory, "source", None)  # no more can be encoded
     again = prior.encode(["", PROMPTS[1]])
     assert torch.equal(again.states[1], first.states[1]) and torch.equal(again.keep[0], first.keep[2])
     assert first.keep[2].sum() == 1  # "" is the start alone
 
 
 def test_an_encoded_text_too_many_is_forgotten(prior, monkeypatch):
-    monkeypatch.setattr(type(prior), "most_texts", 2)
+    assert prior.memory.most == 4096
+    monkeypatch.setattr(prior.memory, "most", 2)
     prior.encode(["one", "two", "three"])
-    assert list(prior.texts) == ["two", "three"]
+    assert list(prior.memory.texts) == ["two", "three"]
 
 
 # Pictures and gradients

@@ -257,7 +257,7 @@ def test_texts(priors, file):
     hook = prior.text.tower.encoder.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
-    prior.texts.clear()
+    prior.memory.texts.clear()
     cond = prior.encode(["ab", "", "ab"])
     hook.remove()
     assert cond.states.shape == (3, 77, 32) and torch.equal(cond.states[0], cond.states[2])

@@ -175,13 +175,14 @@ def test_fast_pictures(folders, prior, tmp_path):
 def test_texts_are_read_once_and_the_null_text_is_one(folders, monkeypatch):
     prior, asked = prior_of(folders["base"]), []
     source = prior.text
-    prior.text = lambda prompts: asked.append(list(prompts)) or source(prompts)
+    prior.memory.source = lambda prompts: asked.append(list(prompts)) or source(prompts)
     first = prior.encode(["a", "", "a"])
     assert first.states.shape == (3, 77, 4) and torch.equal(first.states[0], first.states[2])
     assert torch.equal(prior.encode([""]).states[0], first.states[1]) and asked == [["a"], [""]]
-    monkeypatch.setattr(type(prior), "most_texts", 1)
+    assert prior.memory.most == 256
+    monkeypatch.setattr(prior.memory, "most", 1)
     prior.encode(["b"])
-    assert list(prior.texts) == ["b"]
+    assert list(prior.memory.texts) == ["b"]
 
 
 def test_long_texts_warn_once(folders):

@@ -72,6 +72,7 @@ class Memory:
 
     source: TextSource
     device: str | torch.device  # where they are kept
+    most: int | None = None  # texts; None: as many as take KEPT bytes
     texts: dict[str, Text] = field(init=False, default_factory=dict)  # one row each, the latest last
 
     def __call__(self, prompt: str) -> Text:
@@ -79,7 +80,7 @@ class Memory:
         if prompt not in self.texts:
             self.texts[prompt] = self.source([prompt]).counted().to(self.device)
         self.texts[prompt] = self.texts.pop(prompt)  # now the latest
-        most = max(2, KEPT // self.texts[prompt].states.nbytes)
+        most = self.most or max(2, KEPT // self.texts[prompt].states.nbytes)
         while len(self.texts) > most:
             del self.texts[next(iter(self.texts))]
         return self.texts[prompt]

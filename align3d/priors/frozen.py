@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from align3d.models.lora import Adapter
-    from align3d.models.text import Text, TextSource
+    from align3d.models.text import Memory, Text, TextSource
 
 
 @dataclass(eq=False, kw_only=True)
@@ -24,7 +24,12 @@ class Frozen:
     text: TextSource
     adapter: Adapter | None = None
     options: Any = None  # the dataclass that it was loaded from
-    texts: dict[str, Text] = field(init=False, default_factory=dict)  # encoded, one row each, the latest last
+    memory: Memory = field(init=False)  # of texts
+
+    def __post_init__(self) -> None:
+        from align3d.models.text import Memory
+
+        self.memory = Memory(self.text, self.device, self.most_texts)
 
     @property
     def module(self) -> nn.Module:
@@ -43,14 +48,7 @@ class Frozen:
         """
         from align3d.models.text import Text
 
-        return Text.cat([self._encoded(prompt) for prompt in prompts])
-
-    def _encoded(self, prompt: str) -> Text:
-        """One text; encoded alone, so that it never depends on what came before."""
-        self.texts[prompt] = self.texts.pop(prompt, None) or self.text([prompt]).counted().to(self.device)
-        while len(self.texts) > self.most_texts:
-            del self.texts[next(iter(self.texts))]
-        return self.texts[prompt]
+        return Text.cat([*map(self.memory, prompts)])
 
     def reference(self) -> AbstractContextManager[None]:
         """Within, the prior is as it was loaded, without its adapter, and no graph is built."""
