@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,14 +171,15 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         temp.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def digest(path: Path) -> str:
-    """What tells a file's content from others: a hash.
+def digest(path: Path, kind: Literal["blake2b", "sha256"] = "blake2b") -> str:
+    """What tells a file's content from others: a hash, of 16 bytes or as hubs publish it.
 
     Raises:
         OSError: If it cannot be read.
     """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        new = hashlib.sha256 if kind == "sha256" else functools.partial(hashlib.blake2b, digest_size=16)
+        return hashlib.file_digest(file, new).hexdigest()
 
 
 def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:

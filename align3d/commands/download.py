@@ -78,7 +78,7 @@ def run(options: Download) -> None:
         for path in one.files:
             print(f"{one.repo}/{path}", flush=True)
             fetch(one.repo, path, options.out, asked)
-            write_record(options.out, one.repo, [path])  # now, as the next one may be interrupted
+            write_record(options.out, one.repo, path)  # now, as the next one may be interrupted
     if (made := getattr(part, "convert", lambda _: None)(options.out)) is not None:
         print(f"converted: {made}; the file that it was made of is needed no more", flush=True)
     flag = "text" if options.what == "text" else "weights"

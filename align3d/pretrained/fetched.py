@@ -8,12 +8,11 @@ read anew at each start. What has no record is not checked.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
-from align3d.files import atomic_write, read_json
+from align3d.files import atomic_write, digest, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,13 +41,11 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def write_record(folder: Path, repository: str, paths: Iterable[str]) -> None:
-    """Add files of a repository, which lie in the folder as they lie there, to its record."""
-    files = read_record(folder)
-    for path in paths:
-        size = (folder / path).stat().st_size
-        hashed = _hash(folder / path) if size <= HASHED else None
-        files[path] = {"repository": repository, "bytes": size, "sha256": hashed}
+def write_record(folder: Path, repository: str, path: str) -> None:
+    """Add a file of a repository, which lies in the folder as it lies there, to its record."""
+    files, size = read_record(folder), (folder / path).stat().st_size
+    hashed = digest(folder / path, "sha256") if size <= HASHED else None
+    files[path] = {"repository": repository, "bytes": size, "sha256": hashed}
     atomic_write(folder / RECORD, json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
 
 
@@ -91,14 +88,9 @@ def check_source(path: Path, sources: Mapping[str, Sequence[str]]) -> None:
         wanted = ", ".join(f"{repo}: {' '.join(patterns)}" for repo, patterns in sources.items())
         raise ValueError(f"{path} is {name} of {repository}, as {folder / RECORD} has it; this model takes {wanted}")
     size = path.stat().st_size
-    if size != found["bytes"] or (found["sha256"] is not None and _hash(path) != found["sha256"]):
+    if size != found["bytes"] or (found["sha256"] is not None and digest(path, "sha256") != found["sha256"]):
         other = "other bytes" if size == found["bytes"] else f"{size} bytes instead of {found['bytes']}"
         raise ValueError(
             f"{path} is not {name} of {repository}, which was fetched to {folder}: it has {other}; put that back, or "
             f"delete {folder / RECORD} if this one is meant"
         )
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
