@@ -205,6 +205,7 @@ def test_a_normalisation_may_be_one_for_all_voxels_or_lie_in_another_order(tmp_p
         "as published": (mean, std, 8),
         "double": (mean.double(), std.double(), 8),
         "another order": (laid, std, 8),
+        "axes turned": (mean.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3), std, 8),
         "one deviation": (mean, std[0, 0, 0].clone(), 8),
         "both": (mean[0, 0, 0].clone(), std[0, 0, 0].clone(), 32),
     }
@@ -230,17 +231,9 @@ def test_a_normalisation_at_the_limits_of_data_is_taken(tmp_path):
     read_norms(tmp_path, 14, 8, 0.45)
 
 
-def fetched(folder, part):
-    """As after `align3d download`."""
-    write = tiny.write_cube(folder, part, tiny.KINDS["nothing"])
-    ((repository, paths),) = part.sources["weights"].items()
-    write_record(write, repository, paths)
-    return write
-
-
 def test_files_of_another_data_set_are_noticed_where_they_were_fetched(tmp_path, monkeypatch):
     """Their numbers may be possible ones, so that nothing else shows it."""
-    car, chair = (fetched(tmp_path / part.__name__, part) for part in (ShapeNetCar, ShapeNetChair))
+    car, chair = (tiny.fetched(tmp_path / part.__name__, part) for part in (ShapeNetCar, ShapeNetChair))
     options = OPTIONS | {"weights": chair}
     ShapeNetChair(**options).load()
     mean, std = tiny.norms()
@@ -253,11 +246,12 @@ def test_files_of_another_data_set_are_noticed_where_they_were_fetched(tmp_path,
     ShapeNetChair(**options).load()
     weights = chair / "shapenet_chair_ckpt.pt"
     monkeypatch.setattr("align3d.pretrained.fetched.HASHED", 10)  # the published one is known by its size
-    write_record(chair, "BwZhang/GaussianCube-ShapeNetChair-v1.0", [weights.name])
+    write_record(chair, "BwZhang/GaussianCube-ShapeNetChair-v1.0", weights.name)
     torch.save(torch.load(weights) | {"more": torch.zeros(9)}, weights)
     with pytest.raises(ValueError, match=r"shapenet_chair_ckpt\.pt is not shapenet_chair_ckpt\.pt of BwZhang/Gaussian"):
         ShapeNetChair(**options).load()
-    write_record(chair, "BwZhang/GaussianCube-ShapeNetCar-v1.0", ["mean.pt", "std.pt", "shapenet_chair_ckpt.pt"])
+    for name in ("mean.pt", "std.pt", "shapenet_chair_ckpt.pt"):
+        write_record(chair, "BwZhang/GaussianCube-ShapeNetCar-v1.0", name)
     with pytest.raises(ValueError, match=r"of BwZhang/GaussianCube-ShapeNetCar-v1\.0, .* takes BwZhang/GaussianCube-S"):
         ShapeNetChair(**options).load()
     (chair / "source.json").write_text('{"files": {"mean.pt": {"repository": 3}}}')
@@ -266,7 +260,7 @@ def test_files_of_another_data_set_are_noticed_where_they_were_fetched(tmp_path,
 
 
 def test_version_1_0_in_the_place_of_1_1_is_noticed(tmp_path):
-    folder = fetched(tmp_path / "cube", Objaverse10)
+    folder = tiny.fetched(tmp_path / "cube", Objaverse10)
     for weights in (folder, folder / "v1.0"):
         Objaverse10(weights=weights, **OPTIONS).load()
     with pytest.raises(ValueError, match=r"is v1\.0/objaverse_ckpt\.pt of BwZhang.* v1\.1/objaverse_ckpt"):

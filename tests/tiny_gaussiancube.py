@@ -10,6 +10,7 @@ from tiny_text import write_clip
 
 from align3d.models.gaussiancube_files import Objaverse, OmniObject3D, Published, ShapeNetCar
 from align3d.models.nets.gaussiancube_unet import Architecture, CubeUNet
+from align3d.pretrained.fetched import write_record
 
 SIDE = 8  # voxels
 GUIDANCE = {"text": 3.5, "class": 2.0, "nothing": 1.0}  # of the recorded samples
@@ -95,6 +96,15 @@ def write_cube(folder: Path, part: type[Published], architecture: Architecture =
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             write_clip(folder, "", "clip", hidden=architecture.text)
+    return folder
+
+
+def fetched(folder: Path, part: type[Published]) -> Path:
+    """Files of a network without condition, as after `align3d download`."""
+    write_cube(folder, part, KINDS["nothing"])
+    ((repository, paths),) = part.sources["weights"].items()
+    for path in paths:
+        write_record(folder, repository, path)
     return folder
 
 

@@ -62,9 +62,8 @@ def read_norm(path: Path, channels: int, side: int) -> Float[Tensor, "C X Y Z"]:
             f"[{channels}], the same for all voxels (--model.voxels: along each axis)"
         )
     require_numbers(path, "it", value)
-    cube = value.detach().view(-1, channels)
-    sizes = (side,) * 3 if value.ndim == 4 else (1, 1, 1)
-    return cube.T.reshape(channels, *sizes).float().contiguous()
+    cube = value.detach() if value.ndim == 4 else value.detach().reshape(1, 1, 1, -1)
+    return cube.permute(3, 0, 1, 2).float().contiguous()
 
 
 def check_norms(root: Path, mean: Tensor, std: Tensor, bound: float) -> None:
@@ -89,8 +88,8 @@ def check_norms(root: Path, mean: Tensor, std: Tensor, bound: float) -> None:
         "colours": (slice(3, 6), COLOUR),
         "opacity": (slice(6, 7), 0.5),
         "scales": (slice(7, 10), 1.0),
+        "quaternions": (slice(10, 14), 1.0),
     }
-    most |= {"quaternions": (slice(10, 14), 1.0)}
     problems = {
         "numbers are too large for float32": not bool((mean.isfinite() & std.isfinite()).all()),
         "deviations are not above 0": not bool((std > 0).all()),
