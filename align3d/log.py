@@ -256,7 +256,7 @@ class Progress:
         total: int,
         done: int = 0,
         show: bool = True,
-        every: float = 10.0,
+        every: float = EVERY,
         stream: Any = None,
         minutes: float = 0.0,
     ):

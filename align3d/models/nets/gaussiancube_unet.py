@@ -268,11 +268,8 @@ class CubeUNet(nn.Module):
 
         Gradient: to x, and to the parameters.
         """
-        given, asked = (
-            (text is not None, classes is not None),
-            (bool(self.architecture.text), bool(self.architecture.classes)),
-        )
-        assert given == asked, "a network is given what it is conditioned on, and nothing else"
+        asked = (bool(self.architecture.text), bool(self.architecture.classes))
+        assert (text is not None, classes is not None) == asked, "it is given what it is conditioned on, nothing else"
         embed = self.time_embed(sinusoids(labels, self.architecture.time).to(x.dtype))
         words = None
         if text is not None:
